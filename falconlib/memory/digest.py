@@ -1,0 +1,33 @@
+"""Normal forms by which memory tells whether two descriptions, or two programs, are the same. Pure functions."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import warnings
+
+
+def clean(text: str) -> str:
+    """Text that SQLite can hold: half a surrogate pair, which sampled text may contain, becomes '?'."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def text_hash(text: str) -> int:
+    """64-bit signed hash of a description; case and white space do not count."""
+    return int.from_bytes(hashlib.sha256(clean(" ".join(text.lower().split())).encode()).digest()[:8], signed=True)
+
+
+def program_hash(code: str) -> str:
+    """Hash of a program's syntax tree (layout, comments and doc strings do not count); of its words when it does not parse."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the program's own odd escapes are none of our business
+            tree = ast.parse(code)
+        for node in ast.walk(tree):
+            named = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            if named and ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:] or [ast.Pass()]
+        code = ast.unparse(tree)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        code = "\n".join(code.split())
+    return hashlib.sha256(clean(code).encode()).hexdigest()[:32]

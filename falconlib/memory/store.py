@@ -1,0 +1,236 @@
+"""The SQLite file of the long-term memory: schema, opening, transactions, copies, hash of its contents. Knows nothing of vectors.
+
+Every write is one transaction, on disk when it returns (WAL, synchronous=FULL): a killed process loses nothing acknowledged.
+SQLite's errors leave here as FalconError with the file and the remedy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from falconlib.errors import FalconError
+
+APPLICATION, VERSION = 0xFA1C0, 1  # written into the file's header: whose file, which schema
+SCHEMA = (
+    "CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    """CREATE TABLE task(id INTEGER PRIMARY KEY AUTOINCREMENT, task_id TEXT NOT NULL UNIQUE, text_hash INTEGER NOT NULL,
+       utility REAL NOT NULL DEFAULT 0, dataset TEXT NOT NULL, split TEXT NOT NULL CHECK(split = 'train'), family TEXT NOT NULL,
+       description TEXT NOT NULL, tests TEXT NOT NULL, embedding BLOB NOT NULL)""",
+    # Small rows apart from the embeddings: recall reads a few hundred of them for every batch.
+    "CREATE INDEX task_rank ON task(id, utility, text_hash)",
+    """CREATE TABLE episode(id INTEGER PRIMARY KEY AUTOINCREMENT, task INTEGER NOT NULL REFERENCES task(id) ON DELETE CASCADE,
+       ast_hash TEXT NOT NULL, verified INTEGER NOT NULL, source TEXT NOT NULL, code TEXT NOT NULL, count INTEGER NOT NULL,
+       status TEXT NOT NULL, error_class TEXT NOT NULL, message TEXT NOT NULL, feedback TEXT NOT NULL, reward REAL,
+       step INTEGER, rollout INTEGER, run_id TEXT NOT NULL, created REAL, UNIQUE(task, ast_hash))""",
+)
+# What the contents are made of. Left out: ids (only their order counts), run_id and created (where and when, not what).
+TASK_COLUMNS = "task_id, text_hash, utility, dataset, split, family, description, tests, embedding"
+EPISODE_COLUMNS = "ast_hash, verified, source, code, count, status, error_class, message, feedback, reward, step, rollout"
+# Gold first (checked by the data set's authors), then the better rewarded, the shorter, the older.
+BEST_FIRST = "source = 'gold' DESC, reward DESC, length(code), episode.id"
+
+LISTED = "(SELECT value FROM json_each(?))"  # `x IN {LISTED}` with a list as its value: any number of them
+
+
+class Store:
+    """An open memory file. Raises FalconError when it is missing (read-only), foreign, damaged, locked or of another schema.
+
+    meta: facts to write into a new file; `self.meta` holds those of the file.
+    """
+
+    def __init__(self, path: Path, meta: dict[str, str] | None, read_only: bool = False):
+        self.path, self.read_only = Path(path), read_only
+        if meta is None and not self.path.is_file():
+            raise FalconError(f"there is no memory at {self.path}", "give the path of an existing memory, or train first")
+        with self.guard():
+            self.db = self._connect()
+            try:
+                self._prepare(meta)
+                self.meta = dict(self.db.execute("SELECT key, value FROM meta"))
+            except BaseException:
+                self.db.close()
+                raise
+
+    def _connect(self) -> sqlite3.Connection:
+        if not self.read_only:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise FalconError(f"memory {self.path}: its folder cannot be made: {error}", "choose another path") from error
+            return sqlite3.connect(self.path, timeout=60, isolation_level=None)
+        # In a folder that cannot be written, a WAL file opens only as immutable; safe while nobody has an open WAL beside it.
+        frozen = not os.access(self.path.parent, os.W_OK) and not Path(f"{self.path}-wal").exists()
+        uri = f"file:{quote(str(self.path.resolve()))}?mode=ro{'&immutable=1' if frozen else ''}"
+        return sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None)
+
+    def _prepare(self, meta: dict[str, str] | None) -> None:
+        self.db.execute("PRAGMA foreign_keys = ON")
+        self.db.execute("PRAGMA cache_size = -65536")
+        if self._number("application_id") == 0 and not self._tables() and meta is not None and not self.read_only:
+            self.db.execute("PRAGMA journal_mode = WAL")
+            with self.transaction():
+                if not self._tables():  # else another process was faster
+                    for statement in (*SCHEMA, f"PRAGMA application_id = {APPLICATION}", f"PRAGMA user_version = {VERSION}"):
+                        self.db.execute(statement)
+                    self.db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+        if self._number("application_id") != APPLICATION:
+            raise FalconError(
+                f"{self.path} is an SQLite file of another program, not a memory", "give another path; it was left as it is"
+            )
+        schema = self._number("user_version")
+        if schema != VERSION:
+            raise FalconError(f"memory {self.path} has schema {schema}, {VERSION} is expected", "use the falconlib that wrote it")
+        if not self.read_only:
+            self.db.execute("PRAGMA synchronous = FULL")
+
+    def _number(self, pragma: str) -> int:
+        return self.db.execute(f"PRAGMA {pragma}").fetchone()[0]
+
+    def _tables(self) -> int:
+        return self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Turns SQLite's errors into FalconError."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            text, remedy = str(error).lower(), "see the message of SQLite"
+            if "full" in text or "disk i/o" in text:
+                remedy = "free some disk space and repeat: this write was not stored, everything before it is safe"
+            elif "locked" in text:
+                remedy = "another process holds the file for over a minute: wait for it or stop it"
+            elif "readonly" in text or "unable to open" in text:
+                remedy = "check the path and its permissions, or open it read-only"
+            elif "malformed" in text or "not a database" in text:
+                remedy = self._mend()
+            raise FalconError(f"memory {self.path}: {error}", remedy) from error
+
+    def _writable(self) -> None:
+        if self.read_only:
+            raise FalconError(f"memory {self.path} is open read-only: nothing may be written", "open it with read_only=False")
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One write: all of it is on disk afterwards, or nothing. Raises FalconError on a read-only memory."""
+        self._writable()
+        with self.guard():
+            self.db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.db
+                self.db.execute("COMMIT")
+            except BaseException:
+                if self.db.in_transaction:
+                    self.db.execute("ROLLBACK")
+                raise
+
+    def rows(self, sql: str, *values: object) -> list[tuple]:
+        """All rows of a query. A list value belongs to a LISTED."""
+        with self.guard():
+            return self.db.execute(sql, [json.dumps(v) if isinstance(v, list) else v for v in values]).fetchall()
+
+    def vectors(self, after: int, dim: int, chunk: int = 20_000) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(ids int64 [n], embeddings float32 [n, dim]) of the tasks with id > after, in order of id, chunk by chunk."""
+        while found := self.rows("SELECT id, embedding FROM task WHERE id > ? ORDER BY id LIMIT ?", after, chunk):
+            after = found[-1][0]
+            yield np.array([i for i, _ in found], np.int64), self._matrix([e for _, e in found], dim)
+
+    def embeddings(self, ids: list[int], dim: int) -> dict[int, np.ndarray]:
+        """id -> embedding float32 [dim]."""
+        found = self.rows(f"SELECT id, embedding FROM task WHERE id IN {LISTED}", ids)
+        return dict(zip((i for i, _ in found), self._matrix([e for _, e in found], dim), strict=True))
+
+    def _matrix(self, blobs: list[bytes], dim: int) -> np.ndarray:
+        if any(len(blob) != 4 * dim for blob in blobs):
+            raise FalconError(f"memory {self.path}: an embedding is not of {dim} numbers", self._mend())
+        return np.frombuffer(b"".join(blobs), np.float32).reshape(-1, dim)
+
+    def stamp(self, last: int) -> tuple[np.ndarray, dict]:
+        """The ids of the tasks up to `last`, and what an index of exactly these tasks must carry (count, last row, hash)."""
+        table = np.array(
+            self.rows("SELECT id, text_hash FROM task INDEXED BY task_rank WHERE id <= ? ORDER BY id", last), np.int64
+        ).reshape(-1, 2)
+        digest = hashlib.sha256(table.tobytes()).hexdigest()
+        return table[:, 0].copy(), {"count": len(table), "last": last, "rows": digest, "embedder": self.meta["embedder"]}
+
+    def last(self) -> int:
+        """The highest id that any task has (0: none)."""
+        return self.rows("SELECT coalesce(max(id), 0) FROM task")[0][0]
+
+    def content_hash(self) -> str:
+        """SHA-256 of everything that can affect behaviour: the same operations give the same hash, on any process and day."""
+        digest = hashlib.sha256(json.dumps(self.meta, sort_keys=True).encode())
+        with self.guard():
+            for sql in (
+                f"SELECT {TASK_COLUMNS} FROM task ORDER BY id",
+                f"SELECT task_id, {EPISODE_COLUMNS} FROM episode JOIN task ON task.id = episode.task ORDER BY episode.id",
+            ):
+                for row in self.db.execute(sql):
+                    digest.update(repr(row).encode())
+        return digest.hexdigest()
+
+    def stats(self) -> dict:
+        """Counts of tasks and programs, error classes of the kept failures, range of the utilities, size of the file."""
+        tasks, mean, low, high = self.rows(
+            "SELECT count(*), avg(utility), min(utility), max(utility) FROM task INDEXED BY task_rank"
+        )[0]
+        kinds = self.rows("SELECT CASE WHEN verified THEN source ELSE 'failed' END AS kind, count(*) FROM episode GROUP BY kind")
+        errors = self.rows(
+            "SELECT error_class, sum(count) AS n FROM episode WHERE NOT verified GROUP BY error_class ORDER BY n DESC, 1"
+        )
+        counts = {"tasks": tasks, "gold": 0, "own": 0, "failed": 0, **dict(kinds)}
+        utility = {"mean": mean, "min": low, "max": high}
+        return {
+            "embedder": self.meta["embedder"],
+            **counts,
+            "errors": dict(errors),
+            "utility": utility,
+            "file_mb": megabytes(self.path, Path(f"{self.path}-wal")),
+        }
+
+    def copy_to(self, path: Path) -> None:
+        """An exact copy as one file, made while others may write; replaces `path` atomically."""
+        temporary = Path(f"{path}.{os.getpid()}.tmp")
+        try:
+            with self.guard(), closing(sqlite3.connect(temporary, isolation_level=None)) as target:
+                self.db.backup(target)
+                target.execute("PRAGMA journal_mode = DELETE")  # one file, nothing beside it
+            os.replace(temporary, path)
+        except OSError as error:
+            raise FalconError(f"memory snapshot {path}: {error}", "check the folder and the disk") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def copy_from(self, path: Path) -> None:
+        """Replaces the contents by those of a copy. Raises FalconError, changing nothing, when it is of another embedder."""
+        self._writable()
+        with closing(Store(path, None, read_only=True)) as source, self.guard():
+            if source.meta != self.meta:
+                raise FalconError(
+                    f"snapshot {path} was made with {source.meta}, this memory with {self.meta}", "give one of this memory"
+                )
+            source.db.backup(self.db)
+            self.db.execute("PRAGMA journal_mode = WAL")
+
+    def _mend(self) -> str:
+        return f"falconlib memory verify {self.path} --repair, or restore it from a checkpoint"
+
+    def close(self) -> None:
+        """Closes the file; the last one to close folds the WAL into it."""
+        with self.guard():
+            self.db.close()
+
+
+def megabytes(*paths: Path) -> float | None:
+    """Size of the files that exist, in MiB; None when none does."""
+    sizes = [path.stat().st_size for path in paths if path.exists()]
+    return round(sum(sizes) / 2**20, 2) if sizes else None

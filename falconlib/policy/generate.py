@@ -1,0 +1,264 @@
+"""The generation engine: many sampled completions of few prompts, with their log-probabilities.
+
+What makes it fast on small machines: each distinct prompt is prefilled once and its cache repeated for its completions,
+the cache is preallocated instead of concatenated, adapters are merged into the weights while sampling, and finished rows
+leave the batch. Every row draws from its own random stream, so that adding or removing a row cannot shift another one's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from falconlib.errors import FalconError
+from falconlib.policy.fast_weights import Deltas, FastWeights
+from falconlib.policy.models import Policy
+
+
+@dataclass(frozen=True)
+class Row:
+    """One completion to sample. prompt: index of its prompt; seed: of its random stream; task: row of the fast weights."""
+
+    prompt: int
+    seed: int
+    task: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """tokens: sampled ids, with the closing eos or stop text; logprobs: at the sampling temperature (empty when greedy).
+
+    finished: whether it ended by eos or stop text rather than by length.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finished: bool
+
+
+class Preallocated(DynamicLayer):
+    """A key/value layer that writes into a buffer made once for the whole completion instead of growing by copies."""
+
+    def reserve(self, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor, room: int) -> None:
+        """Takes the prompt's (P, heads, T, dim) states for `rows` of it, with `room` more positions."""
+        self.length = keys.shape[2]
+        shape = (len(rows), keys.shape[1], self.length + room, keys.shape[3])
+        self.keys, self.values = keys.new_empty(shape), values.new_empty(shape)
+        self.keys[:, :, : self.length], self.values[:, :, : self.length] = keys[rows], values[rows]
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        end = self.length + key_states.shape[2]
+        self.keys[:, :, self.length : end], self.values[:, :, self.length : end] = key_states, value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_seq_length(self) -> int:
+        return self.length if self.is_initialized else 0
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Drops all rows but these."""
+        self.keys, self.values = self.keys[rows], self.values[rows]
+
+
+@torch.no_grad()
+def generate(
+    policy: Policy,
+    prompts: Sequence[str],
+    rows: Sequence[Row],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float = 1.0,
+    stop: Sequence[str] = (),
+    deltas: Deltas | None = None,
+    batch_rows: int = 64,
+    progress: Callable[[int], object] = lambda n: None,
+) -> list[Completion]:
+    """One completion per row, in the order of `rows`.
+
+    Args:
+        prompts: rendered texts. rows: which prompt, random stream and fast weights each completion uses.
+        temperature: 0 is greedy; log-probs are taken at it. top_p < 1 is off-policy: for evaluation only.
+        stop: a completion ends behind the first of these texts. deltas: fast weights, one per `Row.task`.
+        batch_rows: rows computed at once. progress: called with the number of rows that ended.
+
+    Raises:
+        FalconError: a prompt that leaves no room in the model's context.
+    """
+    encoded = [policy.encode(p) for p in prompts]
+    limit = getattr(policy.model.config, "max_position_embeddings", None) or 1 << 30
+    for text, ids in zip(prompts, encoded, strict=True):
+        if not ids or len(ids) + max_new_tokens > limit:
+            raise FalconError(
+                f"prompt of {len(ids)} tokens + {max_new_tokens} new ones; the context holds {limit}: {text[:60]!r}..."
+            )
+    done: list[Completion | None] = [None] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: (len(encoded[rows[i].prompt]), i))  # like lengths together: less padding
+    adapted = FastWeights(policy.model).active(deltas) if deltas is not None else merged(policy)
+    with adapted as fast:
+        for start in range(0, len(order), batch_rows):
+            batch = order[start : start + batch_rows]
+            sampler = decode_seq2seq if policy.seq2seq else decode_batch
+            found = sampler(
+                policy, encoded, [rows[i] for i in batch], max_new_tokens, temperature, top_p, tuple(stop), fast, progress
+            )
+            for i, completion in zip(batch, found, strict=True):
+                done[i] = completion
+    return done  # type: ignore[return-value]
+
+
+@contextmanager
+def merged(policy: Policy) -> Iterator[None]:
+    """Folds the adapters into the weights while sampling (unmerged ones cost half as much again per token).
+
+    The weights are restored from a copy, bit for bit: subtracting the product again would leave rounding errors.
+    """
+    layers = [m for m in policy.model.modules() if hasattr(m, "lora_A") and hasattr(m, "get_delta_weight") and m.lora_A]
+    kept = [m.get_base_layer().weight.data for m in layers]
+    try:
+        for m in layers:
+            weight = m.get_base_layer().weight
+            weight.data = weight.data + m.get_delta_weight("default").to(weight.dtype)
+        with policy.model.disable_adapter() if layers else nullcontext():
+            yield None
+    finally:
+        for m, weight in zip(layers, kept, strict=True):
+            m.get_base_layer().weight.data = weight
+
+
+class Ending:
+    """Per row: tokens, log-probs and the test whether the completion has ended."""
+
+    def __init__(self, policy: Policy, count: int, stop: tuple[str, ...]):
+        self.policy, self.stop = policy, stop
+        self.tokens: list[list[int]] = [[] for _ in range(count)]
+        self.logprobs: list[list[float]] = [[] for _ in range(count)]
+        self.finished = [False] * count
+
+    def add(self, row: int, token: int, logprob: float | None) -> bool:
+        """Appends a token; True when the row has ended by eos or stop text."""
+        self.tokens[row].append(token)
+        if logprob is not None:
+            self.logprobs[row].append(logprob)
+        tail = self.policy.decode(self.tokens[row][-8:]) if self.stop else ""  # a stop text is far shorter than 8 tokens
+        self.finished[row] = token == self.policy.eos or any(s in tail for s in self.stop)
+        return self.finished[row]
+
+    def completions(self) -> list[Completion]:
+        text = self.policy.decode
+        return [
+            Completion(text(t), tuple(t), tuple(p), f) for t, p, f in zip(self.tokens, self.logprobs, self.finished, strict=True)
+        ]
+
+
+def decode_batch(policy, encoded, rows, max_new_tokens, temperature, top_p, stop, fast, progress) -> list[Completion]:
+    """Decoder-only sampling of one batch of rows."""
+    # the fast weights make the prompt's states depend on the task: one prefill per (prompt, task)
+    keys = sorted({(r.prompt, r.task if fast else 0) for r in rows})
+    source = torch.tensor([keys.index((r.prompt, r.task if fast else 0)) for r in rows], device=policy.device)
+    ids, mask = left_pad([encoded[p] for p, _ in keys], policy)
+    if fast:
+        fast.select(torch.tensor([t for _, t in keys], device=policy.device))
+    cache = DynamicCache()
+    position = mask.cumsum(1) - 1
+    out = policy.model(
+        input_ids=ids, attention_mask=mask, position_ids=position.clamp(min=0), past_key_values=cache, logits_to_keep=1
+    )
+    layers = []
+    for layer in cache.layers:
+        layers.append(Preallocated())
+        layers[-1].reserve(layer.keys, layer.values, source, max_new_tokens)
+    cache.layers = layers
+    logits, mask, position = out.logits[source, -1], mask[source], position[source, -1]
+    if fast:
+        fast.select(torch.tensor([r.task for r in rows], device=policy.device))
+
+    ending, alive = Ending(policy, len(rows), stop), list(range(len(rows)))
+    uniform = torch.stack([stream(r.seed, max_new_tokens) for r in rows]).to(policy.device)
+    for step in range(max_new_tokens):
+        token, logprob = sample(logits, uniform[alive, step], temperature, top_p)
+        values = logprob.tolist() if temperature > 0 else [None] * len(alive)
+        open_rows = [k for k, (t, p) in enumerate(zip(token.tolist(), values, strict=True)) if not ending.add(alive[k], t, p)]
+        progress(len(alive) - len(open_rows))
+        if not open_rows or step == max_new_tokens - 1:
+            progress(len(open_rows))
+            break
+        if len(open_rows) < len(alive):
+            keep = torch.tensor(open_rows, device=policy.device)
+            token, mask, position, alive = token[keep], mask[keep], position[keep], [alive[k] for k in open_rows]
+            for layer in cache.layers:
+                layer.keep(keep)
+            if fast:
+                fast.select(torch.tensor([rows[i].task for i in alive], device=policy.device))
+        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], 1)
+        position = position + 1
+        step_input = {
+            "input_ids": token[:, None],
+            "attention_mask": mask,
+            "position_ids": position[:, None],
+            "past_key_values": cache,
+        }
+        logits = policy.model(**step_input).logits[:, -1]
+    return ending.completions()
+
+
+def decode_seq2seq(policy, encoded, rows, max_new_tokens, temperature, top_p, stop, fast, progress) -> list[Completion]:
+    """Encoder-decoder sampling of one batch of rows: the encoder runs once per row, the decoder keeps its cache."""
+    if fast:
+        fast.select(torch.tensor([r.task for r in rows], device=policy.device))
+    ids, mask = left_pad([encoded[r.prompt] for r in rows], policy)
+    model = policy.model.get_base_model() if hasattr(policy.model, "get_base_model") else policy.model
+    encoder = model.get_encoder()(input_ids=ids, attention_mask=mask)
+    token = torch.full((len(rows),), model.config.decoder_start_token_id, device=policy.device)
+    ending, alive, cache = Ending(policy, len(rows), stop), set(range(len(rows))), None
+    uniform = torch.stack([stream(r.seed, max_new_tokens) for r in rows]).to(policy.device)
+    for step in range(max_new_tokens):
+        out = model(
+            encoder_outputs=encoder, attention_mask=mask, decoder_input_ids=token[:, None], past_key_values=cache, use_cache=True
+        )
+        cache = out.past_key_values
+        token, logprob = sample(out.logits[:, -1], uniform[:, step], temperature, top_p)
+        for i in sorted(alive):
+            if ending.add(i, int(token[i]), float(logprob[i]) if temperature > 0 else None):
+                alive.discard(i)
+                progress(1)
+        if not alive:
+            break
+    progress(len(alive))
+    return ending.completions()
+
+
+def stream(seed: int, count: int) -> torch.Tensor:
+    """`count` uniform numbers of the random stream `seed`, float64."""
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def sample(logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens (R,) and their log-probs (R,) from logits (R, V) by inverting the cumulative distribution at `uniform` (R,)."""
+    logits = logits.float()
+    if temperature == 0:
+        return logits.argmax(-1), torch.zeros(len(logits))
+    logprobs = torch.log_softmax(logits / temperature, -1)
+    weights = logprobs.exp()
+    if top_p < 1:
+        ranked, order = weights.sort(-1, descending=True)
+        tail = ranked.cumsum(-1) - ranked >= top_p  # the token that crosses top_p stays
+        weights = weights.scatter(-1, order, ranked.masked_fill(tail, 0.0))
+    total = weights.double().cumsum(-1)
+    token = torch.searchsorted(total, (uniform[:, None] * total[:, -1:])).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    return token, logprobs.gather(-1, token[:, None]).squeeze(-1)
+
+
+def left_pad(sequences: Sequence[Sequence[int]], policy: Policy) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and 0/1 mask (R, T), padded on the left; the mask comes from lengths, since pad may equal eos."""
+    width = max(map(len, sequences))
+    pad = policy.tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(s)) + list(s) for s in sequences], device=policy.device)
+    mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences], device=policy.device)
+    return ids, mask

@@ -1,0 +1,106 @@
+"""The reward equations and token advantages of METHOD section 3. Pure functions; None is "unknown" and stays None.
+
+Nothing here runs, judges or remembers. Sums are exact (math.fsum), so the order of a group does not move a bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+from falconlib.config import RewardConfig
+from falconlib.errors import FalconError, did_you_mean
+from falconlib.records import INFRA_ERROR, STATUSES, Feedback, Reward
+
+TEST_SCALE = 4.3  # [ours] with m tests a unit step is 1.3 / m: judge terms must stay below it, 0.29 * 4.3 / m < 1.3 / m
+
+
+def unit_reward(feedback: Feedback) -> float | None:
+    """R_unit = 1 for a pass | -0.3 + 1.3 rho for failed tests | -0.6 runtime error, time-out, memory | -1 does not parse.
+
+    In [-1, 1]; None when the harness broke or rho is unknown. [RLTF, CodeRL] Raises FalconError for an unknown status.
+    """
+    if feedback.status == INFRA_ERROR:
+        return None
+    if feedback.status not in STATUSES:
+        raise did_you_mean("status", feedback.status, (*STATUSES, INFRA_ERROR))
+    if feedback.status == "fail":
+        return None if feedback.pass_ratio is None else -0.3 + 1.3 * feedback.pass_ratio
+    return {"pass": 1.0, "syntax_error": -1.0}.get(feedback.status, -0.6)
+
+
+def ai_reward(score: int | None) -> float | None:
+    """R_k = (score - 0.5) / 1.5 in [-1, 1] for a score in {-1, 0, 1, 2}; None for a missing answer. [paper: rubric]"""
+    if score is None:
+        return None
+    if score not in (-1, 0, 1, 2):
+        raise FalconError(f"judge score {score!r}: -1, 0, 1, 2 or None is expected", "a judge must not invent grades")
+    return (score - 0.5) / 1.5
+
+
+def long_term_reward(feedback: Feedback, frequent_errors: Collection[str] | None) -> float | None:
+    """R_lt = -1 when the program fails with an error class that is frequent among the nearest tasks in memory, else 0.
+
+    None without a memory (frequent_errors is None) or without a verdict. [ours]
+    """
+    if frequent_errors is None or feedback.status == INFRA_ERROR:
+        return None
+    return -1.0 if feedback.status != "pass" and feedback.error_class in frequent_errors else 0.0
+
+
+def compose(feedback: Feedback, frequent_errors: Collection[str] | None, config: RewardConfig) -> Reward:
+    """R_i = R_unit + min(1, 4.3 / m) * (sum_k w_k R_k + w_lt R_lt), an absent component counting 0; m tests.
+
+    With the default weights no combination of judge terms and R_lt reverses the order of R_unit. A weight of 0 switches
+    its component off; the component is reported all the same. total is None when R_unit is.
+    """
+    unit, scores = unit_reward(feedback), feedback.scores
+    style, complexity, instruction = ai_reward(scores.style), ai_reward(scores.complexity), ai_reward(scores.instruction)
+    long_term = long_term_reward(feedback, frequent_errors)
+    weighted = [
+        (config.w_style, style),
+        (config.w_complexity, complexity),
+        (config.w_instruction, instruction),
+        (config.w_long_term, long_term),
+    ]
+    scale = min(1.0, TEST_SCALE / max(feedback.tests, 1))
+    extra = math.fsum(weight * value for weight, value in weighted if value is not None)
+    return Reward(unit, style, complexity, instruction, long_term, None if unit is None else unit + scale * extra)
+
+
+def leave_one_out(totals: Sequence[float | None]) -> list[float | None]:
+    """a_i = R_i - mean of the other known members of the half-group; all None with fewer than two known.
+
+    The a_i of a half-group sum to zero.
+    """
+    known = [total for total in totals if total is not None]
+    if len(known) < 2:
+        return [None] * len(totals)
+    whole = math.fsum(known)
+    return [None if total is None else total - (whole - total) / (len(known) - 1) for total in totals]
+
+
+def group_normalised(totals: Sequence[float | None], eps: float = 1e-4) -> list[float | None]:
+    """GRPO: a_i = (R_i - mean) / (std + eps) over the known members, std with Bessel's correction (as TRL has it);
+    all None with fewer than two known."""
+    known = [total for total in totals if total is not None]
+    if len(known) < 2:
+        return [None] * len(totals)
+    mean = math.fsum(known) / len(known)
+    std = math.sqrt(math.fsum((total - mean) ** 2 for total in known) / (len(known) - 1))
+    return [None if total is None else (total - mean) / (std + eps) for total in totals]
+
+
+def token_advantages(a: float | None, mask: Sequence[int], failed: bool, rho_f: float, scale: float) -> tuple[float, ...] | None:
+    """A_it = (a_i - rho_f m_it) / scale; where the program failed and m_it = 1: min(A_it, 0). One per token.
+
+    a: a_i of the episode; None (skipped half-group, unknown reward) gives None. mask: m_it, one 0/1 per token.
+    scale: max(std_batch(a), RewardConfig.std_floor). Raises FalconError unless scale is above 0.
+    """
+    if a is None:
+        return None
+    if not scale > 0:
+        raise FalconError(f"advantage scale {scale!r}: above 0 is expected", "use max(standard deviation, reward.std_floor)")
+    plain, marked = a / scale, (a - rho_f) / scale
+    marked = min(marked, 0.0) if failed else marked
+    return tuple(marked if m else plain for m in mask)

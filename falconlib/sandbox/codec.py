@@ -1,0 +1,215 @@
+"""Values between candidate and judge: tagged plain data as JSON, length-prefixed frames over a socket.
+
+Scalars and lists are themselves; everything else is `{"t": tag, "v": content}`. Decoding builds builtins and a few
+standard value types, never a class of the candidate, so nothing that arrives can lie in a comparison. No pickle, no eval.
+Standard library only: this module also runs inside the sandbox.
+"""
+
+import builtins
+import collections
+import datetime
+import decimal
+import fractions
+import itertools
+import json
+import os
+import struct
+
+MAX_DEPTH = 200  # nesting of one value
+MAX_COST = 1 << 23  # characters and nodes of one value
+MAX_FRAME = 1 << 25  # bytes
+MAX_ITER = 10_000  # elements of an iterator that are carried
+BIG = 10_000  # bits; beyond it decimal text is refused by int()
+
+_encode = json.encoder.c_make_encoder(None, None, json.encoder.encode_basestring_ascii, None, ": ", ", ", False, False, True)
+_scan = json.JSONDecoder().scan_once  # both in C: a program that patches builtins does not reach them
+_SEQUENCES = {tuple: "tuple", set: "set", frozenset: "frozenset", collections.deque: "deque"}
+_ITERATORS = {type(i for i in ()), type(reversed([])), *(type(iter(k(()))) for k in (list, tuple, dict, set)), type(iter("")), type(iter(range(0)))}
+_ITERATORS |= {map, filter, zip, enumerate, reversed}
+_VIEWS = {type({}.keys()): "keys", type({}.values()): "values", type({}.items()): "items"}
+_TIMES = {datetime.datetime: "datetime", datetime.date: "date", datetime.time: "time"}
+_BASES = (str, int, float, list, tuple, dict, set, frozenset, bytes)
+_BUILD = {"tuple": tuple, "set": set, "frozenset": frozenset, "deque": collections.deque, "iter": iter}
+_FROM_ISO = {"datetime": datetime.datetime, "date": datetime.date, "time": datetime.time}
+_TYPES = {k: v for k, v in vars(builtins).items() if isinstance(v, type)}
+_FUNCTIONS = {k: v for k, v in vars(builtins).items() if type(v) is type(len)}
+
+
+class ProtocolError(Exception):
+    """The other side sent what no honest peer sends."""
+
+
+class Unsupported(Exception):
+    """A value that does not travel."""
+
+
+class Encoder:
+    """One value -> JSON-able data. `special(value)` may give the content for what is no plain data, or None."""
+
+    def __init__(self, special=None):
+        self.special, self.cost = special, 0
+
+    def __call__(self, x, depth=0):
+        self.cost += 1
+        if depth > MAX_DEPTH or self.cost > MAX_COST:
+            raise Unsupported("value too deep or too large")
+        kind = type(x)
+        if kind is str:
+            self.cost += len(x)
+            if self.cost > MAX_COST:
+                raise Unsupported("value too large")
+            return x
+        if x is None or kind is bool or kind is float:
+            return x
+        if kind is int:
+            self.cost += x.bit_length() >> 3
+            return x if x.bit_length() < BIG else {"t": "int", "v": hex(x)}
+        if kind is list:
+            return [self(e, depth + 1) for e in x]
+        return self._tagged(x, kind, depth + 1)
+
+    def _tagged(self, x, kind, depth):
+        if kind in _SEQUENCES:
+            return {"t": _SEQUENCES[kind], "v": [self(e, depth) for e in x]}
+        if kind is dict or kind in (collections.Counter, collections.OrderedDict, collections.defaultdict):
+            return {"t": "dict", "v": [[self(k, depth), self(v, depth)] for k, v in x.items()]}
+        if kind in _ITERATORS or kind.__module__ == "itertools":
+            return {"t": "iter", "v": [self(e, depth) for e in itertools.islice(x, MAX_ITER)]}
+        if kind in _VIEWS:
+            return {"t": _VIEWS[kind], "v": [self(e, depth) for e in x]}
+        if kind in (bytes, bytearray):
+            self.cost += len(x)
+            return {"t": kind.__name__, "v": x.hex()}
+        if kind is complex:
+            return {"t": "complex", "v": [x.real, x.imag]}
+        if kind is range:
+            return {"t": "range", "v": [x.start, x.stop, x.step]}
+        if kind is decimal.Decimal:
+            return {"t": "decimal", "v": str(x)}
+        if kind is fractions.Fraction:
+            return {"t": "fraction", "v": [hex(x.numerator), hex(x.denominator)]}
+        if kind in _TIMES:
+            return {"t": _TIMES[kind], "v": x.isoformat()}
+        if kind is datetime.timedelta:
+            return {"t": "timedelta", "v": [x.days, x.seconds, x.microseconds]}
+        if kind is type and _TYPES.get(x.__name__) is x:
+            return {"t": "type", "v": x.__name__}
+        content = self.special(x) if self.special else None
+        if content is not None:
+            return content
+        for base in _BASES:  # a subclass travels as what its base class holds: enums, named tuples, ...
+            if base in kind.__mro__:
+                return self(_as_base(base, x), depth)
+        return {"t": "opaque", "v": str(kind.__name__)[:100]}
+
+
+def _as_base(base, x):
+    """The content of a subclass instance as an exact `base`, by the base's own methods."""
+    if base in (int, float):
+        return base.__pos__(x)
+    if base is str:
+        return str.__str__(x)
+    if base is dict:
+        return dict(dict.items(x))
+    return base(base.__iter__(x))
+
+
+def decode(x, special=None):
+    """The value of encoded data; `special(tag, content)` gives what is no plain data. Raises ProtocolError."""
+    if type(x) is list:
+        return [decode(e, special) for e in x]
+    if type(x) is not dict:
+        return x
+    try:
+        tag, v = x["t"], x["v"]
+        if tag in _BUILD:
+            return _BUILD[tag]([decode(e, special) for e in v])
+        if tag == "dict":
+            return {decode(k, special): decode(e, special) for k, e in v}
+        if tag in ("keys", "values", "items"):
+            items = [decode(e, special) for e in v]
+            source = dict(items) if tag == "items" else dict.fromkeys(items) if tag == "keys" else dict(enumerate(items))
+            return getattr(source, tag)()
+        return _scalar(tag, v, special)
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise ProtocolError(f"malformed value: {type(error).__name__}") from None
+
+
+def _scalar(tag, v, special):
+    if tag == "int":
+        return int(v, 16)
+    if tag in ("bytes", "bytearray"):
+        return bytes.fromhex(v) if tag == "bytes" else bytearray.fromhex(v)
+    if tag == "complex":
+        return complex(*v)
+    if tag == "range":
+        return range(*v)
+    if tag == "decimal":
+        return decimal.Decimal(v)
+    if tag == "fraction":
+        return fractions.Fraction(int(v[0], 16), int(v[1], 16))
+    if tag in _FROM_ISO:
+        return _FROM_ISO[tag].fromisoformat(v)
+    if tag == "timedelta":
+        return datetime.timedelta(*v)
+    if tag == "type":
+        return _TYPES[v]
+    if special is not None:
+        return special(tag, v)
+    raise ValueError(tag)
+
+
+def builtin_name(x):
+    """The name of a builtin function such as `len`, or None. It travels from judge to candidate only."""
+    name = getattr(x, "__name__", None)
+    return name if type(x) is type(len) and _FUNCTIONS.get(name) is x else None
+
+
+def send(fd, message, write=os.write):
+    """One frame: 4 bytes of length, then JSON."""
+    data = "".join(_encode(message, 0)).encode("ascii")
+    view = memoryview(struct.pack("!I", len(data)) + data)
+    while view:
+        try:
+            view = view[write(fd, view) :]
+        except BlockingIOError:  # the program made the shared descriptor non-blocking
+            os.set_blocking(fd, True)
+
+
+def receive(fd, read=os.read):
+    """The next frame, or None at the end of the stream. Raises ProtocolError for garbage."""
+    head = _exactly(fd, 4, read)
+    if head is None:
+        return None
+    size = struct.unpack("!I", head)[0]
+    if size > MAX_FRAME:
+        raise ProtocolError("frame too long")
+    data = _exactly(fd, size, read)
+    if data is None:
+        return None
+    try:
+        message, end = _scan(data.decode("ascii"), 0)
+    except (ValueError, RecursionError, StopIteration):
+        raise ProtocolError("frame is no JSON") from None
+    if end != len(data):
+        raise ProtocolError("frame is no JSON")
+    if type(message) is not dict:
+        raise ProtocolError("frame is no object")
+    return message
+
+
+def _exactly(fd, size, read):
+    chunks = []
+    while size:
+        try:
+            chunk = read(fd, size)
+        except ConnectionError:
+            return None
+        except BlockingIOError:
+            os.set_blocking(fd, True)
+            continue
+        if not chunk:
+            return None
+        chunks.append(chunk)
+        size -= len(chunk)
+    return b"".join(chunks)

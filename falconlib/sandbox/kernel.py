@@ -1,0 +1,288 @@
+"""What the kernel is asked for: namespaces, Landlock, seccomp, capabilities, another uid. Standard library only.
+
+The landlock package covers neither TCP nor signals and its error path fails on some kernel names; pyseccomp wants a system
+library. Both would also have to be importable inside the sandbox, so the few calls are made here by ctypes. The seccomp
+programs are made by pyseccomp beforehand (`filters`).
+"""
+
+import base64
+import ctypes
+import os
+import platform
+import signal
+import socket
+import stat
+import struct
+import sys
+import zlib
+
+from falconlib.sandbox.filters import FILTERS, PID_MARK
+
+NAMESPACES = {"mount": 0x20000, "uts": 0x4000000, "ipc": 0x8000000, "user": 0x10000000, "pid": 0x20000000, "net": 0x40000000}
+_PROC_NAMES = {"mount": "mnt"}
+_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+_FIRST_UID = 61_000  # host uids of zygote, judge and candidate when root lends them
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+_BIND, _REC, _RDONLY, _REMOUNT, _PRIVATE, _NOSUID, _NODEV, _NOEXEC = 0x1000, 0x4000, 1, 0x20, 1 << 18, 2, 4, 8
+_READ_FILE, _WRITE_FILE, _READ_DIR = 1 << 2, 1 << 1, 1 << 3
+_FS_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}  # by Landlock ABI
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def call(name, *args):
+    """A libc function or `syscall`; raises OSError."""
+    result = getattr(_libc, name)(*(ctypes.c_long(a) if isinstance(a, int) else a for a in args))
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{name}: {os.strerror(error)}")
+    return result
+
+
+def prctl(option, a=0, b=0):
+    return call("prctl", option, a, b, 0, 0)
+
+
+def library():
+    """(paths to read, folders to hide below them): the standard library entry by entry, and the shared objects it needs."""
+    stdlib = os.path.dirname(os.__file__)
+    hidden = [os.path.join(stdlib, name) for name in ("site-packages", "dist-packages") if os.path.isdir(os.path.join(stdlib, name))]
+    paths = [os.path.join(stdlib, name) for name in sorted(os.listdir(stdlib)) if name not in ("site-packages", "dist-packages")]
+    paths += [p for p in sys.path if p.endswith("lib-dynload") and not p.startswith(stdlib + os.sep)]
+    with open("/proc/self/maps") as file:
+        mapped = {line.split(None, 5)[5].strip() for line in file if ".so" in line}
+    folders = {os.path.dirname(p) for p in mapped if p.startswith("/") and not p.startswith(stdlib)}
+    for folder in sorted(folders):
+        deep = stdlib.startswith(folder + os.sep) or any("python" in name and os.path.isdir(os.path.join(folder, name)) for name in os.listdir(folder))
+        paths += [os.path.join(folder, n) for n in sorted(os.listdir(folder)) if ".so" in n] if deep else [folder]
+    paths += [p for p in ("/usr/share/zoneinfo", "/etc/localtime") if os.path.exists(p)]
+    return stdlib, paths, hidden
+
+
+class Walls:
+    """The restrictions of one zygote and its children. config: {tier, off, worker}. facts: layer -> [active, reason]."""
+
+    def __init__(self, config):
+        self.off, self.facts = set(config["off"]), {}
+        self.off |= set(NAMESPACES) if config["tier"] == "B" else set()
+        self.first_uid = _FIRST_UID + 3 * config["worker"]
+        self.root = os.geteuid() == 0
+        self.ids = None
+        self.stdlib, self.paths, self.hidden = library()
+
+    def note(self, layer, active, reason=""):
+        self.facts[layer] = [bool(active), reason]
+
+    # once, in the zygote
+
+    def enter(self):
+        wanted = {n: bit for n, bit in NAMESPACES.items() if n not in self.off}
+        trouble = self.rehearse(wanted) if wanted else "not requested"
+        before = {n: self.namespace_id(n) for n in NAMESPACES}
+        if not trouble:
+            self.unshare(wanted)
+        for name in NAMESPACES:
+            changed = self.namespace_id(name) != before[name] if os.path.exists("/proc/self/ns") else not trouble
+            self.note(name, changed, "" if changed else trouble or "not requested")
+        if self.facts["net"][0]:
+            self.note("net", [n for _, n in socket.if_nameindex()] == ["lo"], "only a loopback device that is down")
+        self.note("clocks", os.path.exists(f"/proc/{os.getpid()}/schedstat"), "run-queue delay from /proc")
+        prctl(38, 1)  # no new privileges
+        prctl(4, 0)  # not dumpable: no ptrace, no /proc/self/mem of it
+        self.choose_ids()
+        self.drop_bounding_set()
+        self.rulesets = {} if "landlock" in self.off else self.landlock()
+        if not self.rulesets:
+            self.facts.setdefault("landlock", [False, "not requested"])
+        self.prepare_filter()
+        self.note("rlimits", "rlimits" not in self.off)
+
+    def namespace_id(self, name):
+        try:
+            return os.stat(f"/proc/self/ns/{_PROC_NAMES.get(name, name)}").st_ino
+        except OSError:
+            return 0
+
+    def rehearse(self, wanted):
+        """Tries the namespaces in a child first: a half-done unshare cannot be taken back. Returns what went wrong, or ""."""
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                self.unshare(wanted)
+                os.write(writer, b"ok")
+            except BaseException as error:  # noqa: BLE001 - whatever it is, it is the reason
+                os.write(writer, str(error).encode()[:300])
+            os._exit(0)
+        os.close(writer)
+        said = b""
+        while chunk := os.read(reader, 400):
+            said += chunk
+        os.close(reader)
+        os.waitpid(pid, 0)
+        return "" if said == b"ok" else said.decode() or "no answer"
+
+    def unshare(self, wanted):
+        uid, gid = os.geteuid(), os.getegid()
+        helper = self.map_ids(uid, gid) if "user" in wanted else None
+        call("unshare", sum(wanted.values()))
+        if helper:
+            helper()
+        if "pid" in wanted:
+            self.become_first()
+        if "uts" in wanted:
+            socket.sethostname("sandbox")
+        sources = self.open_sources() if "mount" in wanted else []
+        if helper and self.root:  # from here on another user: what it makes must be owned by an id that is mapped
+            os.setgroups([])
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+        if sources:
+            self.new_root(sources, "pid" in wanted)
+
+    def map_ids(self, uid, gid):
+        """Writes the id maps after unshare: root lends three ids, which a helper outside has to write; others map their own."""
+        lines = [f"{k} {self.first_uid + k} 1" for k in range(3)] if self.root and "uid" not in self.off else [f"{uid} {uid} 1"]
+        if not self.root:
+
+            def write():
+                for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+                    with open(f"/proc/self/{name}", "w") as file:
+                        file.write(text)
+
+            return write
+        (reader, writer), parent = os.pipe(), os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            os.close(writer)
+            done = 1
+            if os.read(reader, 1):
+                for name in ("uid_map", "gid_map"):
+                    with open(f"/proc/{parent}/{name}", "w") as file:
+                        file.write("\n".join(lines))
+                done = 0
+            os._exit(done)
+
+        def wait():
+            os.write(writer, b"x")
+            if os.waitpid(pid, 0)[1]:
+                raise OSError("the id map was refused")
+
+        return wait
+
+    def become_first(self):
+        """Forks the first process of the new pid namespace; this one waits for it and dies with it."""
+        pid = os.fork()
+        if pid:
+            os.closerange(3, 1024)
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)
+        prctl(1, signal.SIGKILL)
+
+    def open_sources(self):
+        """The standard library, its shared objects and five devices, opened while their folders can still be entered."""
+        paths = [self.stdlib, *(p for p in self.paths if not p.startswith(self.stdlib + os.sep)), *_DEVICES]
+        return [(p, os.open(p, os.O_PATH | os.O_CLOEXEC)) for p in paths if os.path.exists(p)]
+
+    def new_root(self, sources, own_pids):
+        """A root folder that holds the sources and /proc, and nothing else."""
+        free = (d for d in ("/mnt", "/media", "/srv", "/opt", "/tmp", "/var") if os.path.isdir(d))
+        base = next(d for d in free if not any(path.startswith(d + "/") for path, _ in sources))
+        self.mount(None, "/", None, _REC | _PRIVATE)
+        self.mount("tmpfs", base, "tmpfs", _NOSUID | _NODEV, "size=1m,mode=755")
+        for path, fd in sources:
+            target = base + path
+            folder = stat.S_ISDIR(os.fstat(fd).st_mode)
+            os.makedirs(target if folder else os.path.dirname(target), exist_ok=True)
+            if not folder:
+                open(target, "w").close()
+            self.mount(f"/proc/self/fd/{fd}", target, None, _BIND | _REC)
+            os.close(fd)
+        for folder in self.hidden:
+            self.mount("tmpfs", base + folder, "tmpfs", _NOSUID | _NODEV | _RDONLY, "size=4k,mode=755")
+        os.mkdir(base + "/proc")
+        if own_pids:
+            self.mount("proc", base + "/proc", "proc", _NOSUID | _NODEV | _NOEXEC)
+        self.mount(None, base, None, _REMOUNT | _BIND | _RDONLY | _NOSUID | _NODEV)
+        os.chdir(base)
+        call("syscall", _PIVOT_ROOT[platform.machine()], b".", b".")
+        call("umount2", b".", 2)
+        os.chdir("/")
+
+    def mount(self, source, target, kind, flags, data=None):
+        call("mount", *(a.encode() if isinstance(a, str) else a for a in (source, target, kind)), flags, data.encode() if data else None)
+
+    def choose_ids(self):
+        """Which uids judge and candidate get. Without a user namespace they must be able to read the library."""
+        if "uid" in self.off or not self.root:
+            return self.note("uid", False, "not requested" if "uid" in self.off else "only root can lend other uids")
+        inside = self.facts["user"][0]
+        first = 0 if inside else self.first_uid
+        if not self.facts["mount"][0]:
+            parts = self.stdlib.split(os.sep)
+            closed = [p for i in range(2, len(parts) + 1) if not os.stat(p := os.sep.join(parts[:i]) or "/").st_mode & 1]
+            if closed:
+                return self.note("uid", False, f"other users cannot read {closed[0]}, where the standard library is")
+        if not inside:
+            os.setgroups([])
+        self.ids = (first + 1, first + 2)
+        return self.note("uid", True, "candidate, judge and zygote differ")
+
+    def drop_bounding_set(self):
+        if "capabilities" in self.off:
+            return self.note("capabilities", False, "not requested")
+        try:
+            for number in range(64):
+                prctl(24, number)
+        except OSError as error:
+            if error.errno == 1 and self.root:  # EINVAL marks the end of the list
+                return self.note("capabilities", False, str(error))
+        return self.note("capabilities", True, "none in any set")
+
+    def landlock(self):
+        """Ruleset descriptors for judge and candidate: read the library, write /dev/null, nothing else; no TCP, no signals."""
+        try:
+            abi = call("syscall", 444, None, 0, 1)
+        except OSError as error:
+            self.note("landlock", False, str(error))
+            return {}
+        rights = _FS_RIGHTS[max(k for k in _FS_RIGHTS if k <= abi)]
+        attributes = struct.pack("QQQ", rights, 3 if abi >= 4 else 0, 3 if abi >= 6 else 0)
+        size = 24 if abi >= 6 else 16 if abi >= 4 else 8
+        ruleset = call("syscall", 444, ctypes.c_char_p(attributes), size, 0)
+        allowed = [(p, _READ_FILE | (_READ_DIR if os.path.isdir(p) else 0)) for p in self.paths if os.path.exists(p)]
+        allowed += [(p, _READ_FILE | (_WRITE_FILE if p == "/dev/null" else 0)) for p in _DEVICES if os.path.exists(p)]
+        for path, right in allowed:
+            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            call("syscall", 445, ruleset, 1, ctypes.c_char_p(struct.pack("=Qi", right, fd)), 0)
+            os.close(fd)
+        high = os.dup2(ruleset, 600)
+        os.close(ruleset)
+        self.note("landlock", True, f"ABI {abi}: files" + (", TCP" if abi >= 4 else "") + (", signals" if abi >= 6 else ""))
+        return {"all": high}
+
+    def prepare_filter(self):
+        packed = FILTERS.get(platform.machine())
+        self.filter = None
+        if "seccomp" in self.off or packed is None:
+            return self.note("seccomp", False, "not requested" if packed else f"no filter for {platform.machine()}")
+        self.filter = zlib.decompress(base64.b64decode(packed))
+        return self.note("seccomp", True, f"{len(self.filter) // 8} instructions, allow-list")
+
+    # in each child, before it sees a program
+
+    def enclose(self, judge):
+        if self.ids:
+            uid = self.ids[0 if judge else 1]
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+        if "capabilities" not in self.off:
+            header = struct.pack("II", 0x20080522, 0)
+            call("capset", ctypes.c_char_p(header), ctypes.c_char_p(bytes(24)))
+        prctl(1, signal.SIGKILL)  # dies with the zygote
+        prctl(4, 0)
+        if self.rulesets:
+            call("syscall", 446, self.rulesets["all"], 0)
+            os.close(self.rulesets["all"])
+        if self.filter:
+            code = self.filter.replace(struct.pack("I", PID_MARK), struct.pack("I", os.getpid()))
+            buffer = ctypes.create_string_buffer(code, len(code))
+            prctl(22, 2, ctypes.c_char_p(struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))))

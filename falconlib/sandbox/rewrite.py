@@ -1,0 +1,204 @@
+"""Test source -> code that records each assert and goes on. Runs in the judge; standard library only.
+
+Every `assert` becomes `with __site__(n) as _falcon_t: _falcon_t.compare(a, "Eq", b)`; the context manager records the
+outcome. Names that neither the tests nor Python define are the candidate's.
+"""
+
+import ast
+import builtins
+import sys
+from dataclasses import dataclass, field
+
+_FUNCTION_PARTS = {"__code__", "__doc__", "__annotations__", "__closure__", "__dict__", "__wrapped__", "__defaults__"}
+_INTROSPECT = {"inspect", "dis", "globals", "locals", "vars", "exec", "eval", "__import__"}
+_SAFE_MODULES = {"math", "copy", "random", "re", "string", "itertools", "collections", "functools", "heapq", "bisect", "statistics"}
+_SAFE_BUILTINS = set(
+    "abs all any bin bool bytes chr complex dict divmod enumerate filter float frozenset hash hex int isinstance iter len list map max "
+    "min next object oct ord pow print range repr reversed round set slice sorted str sum tuple type zip True False None Exception "
+    "ValueError TypeError KeyError IndexError ZeroDivisionError AssertionError".split()
+)
+_LOAD = ast.Load()
+_HARMFUL = (ast.ClassDef, ast.Global, ast.Nonlocal, ast.With, ast.Delete, ast.AsyncFunctionDef, ast.Await, ast.Yield, ast.YieldFrom, ast.Match)
+_DYNAMIC = (ast.If, ast.For, ast.While, ast.AsyncFor, ast.Try, ast.ClassDef, ast.Match)
+
+
+@dataclass
+class Site:
+    """One assert in the source. constant: it depends on nothing, so it is no test. straight: it runs exactly once."""
+
+    number: int
+    snippet: int
+    constant: bool
+    straight: bool
+
+
+@dataclass
+class Plan:
+    """What the judge runs. code: compiled setup and snippets. names: the candidate's names. keep: results may stay with
+    the candidate as handles. in_process: why the tests cannot be proxied ("" when they can). harmless: running them leaves
+    no trace in the process."""
+
+    setup: object = None
+    snippets: list = field(default_factory=list)
+    sites: list = field(default_factory=list)
+    names: set = field(default_factory=set)
+    modules: set = field(default_factory=set)
+    keep: bool = False
+    in_process: str = ""
+    harmless: bool = False
+
+    @property
+    def expected(self):
+        """Number of assertions that will run, None when a loop or a branch decides it."""
+        real = [s for s in self.sites if not s.constant]
+        return len(real) if real and all(s.straight for s in real) else None
+
+
+def plan(setup, tests, entry):
+    """The Plan of a program's tests. Raises SyntaxError or ValueError when they are not Python."""
+    trees = [ast.parse(text, f"<test {i}>") for i, text in enumerate(tests)]
+    before = ast.parse(setup, "<setup>")
+    result = Plan()
+    nodes = [node for tree in (before, *trees) for node in ast.walk(tree)]
+    _resolve(result, nodes, entry)
+    _find_handles(result, nodes)
+    result.harmless = all(map(_is_harmless, nodes)) and not result.modules - _SAFE_MODULES
+    for i, tree in enumerate(trees):
+        _Rewriter(result, i).module(tree)
+        result.snippets.append(compile(tree, f"<test {i}>", "exec", dont_inherit=True))
+    result.setup = compile(before, "<setup>", "exec", dont_inherit=True)
+    return result
+
+
+def _resolve(result, nodes, entry):
+    loads, bound, called, based = set(), set(), set(), set()
+    for node in nodes:
+        if isinstance(node, ast.Name):
+            (loads if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            bound.add(node.name)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.alias):
+            bound.add((node.asname or node.name).split(".")[0])
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            bound.add(node.name)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            based.add(node.value.id)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            called.add(node.func.id)
+    free = loads - bound - set(vars(builtins))
+    result.modules = {n for n in free if n in based and n not in called and n in sys.stdlib_module_names and n != entry}
+    result.names = free - result.modules
+    if entry:
+        result.names.add(entry)
+    elif not result.names:  # a program named like a builtin, as in `assert sum(10, 15) == 6`
+        result.names = (called & set(vars(builtins))) - bound
+    names = result.names
+    for node in nodes:
+        why = ""
+        if isinstance(node, ast.Attribute) and node.attr in _FUNCTION_PARTS:
+            why = f"reads {node.attr}"
+        elif isinstance(node, ast.Name) and node.id in _INTROSPECT and node.id not in bound - {"inspect", "dis"}:
+            why = f"uses {node.id}"
+        elif isinstance(node, ast.ClassDef) and names & {b.id for b in node.bases if isinstance(b, ast.Name)}:
+            why = "derives a class from the program's"
+        elif isinstance(node, ast.ExceptHandler) and node.type is not None and names & _names(node.type):
+            why = "catches the program's exception class"
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass") and names & _names(*node.args[1:]):
+            why = "asks for the program's class"
+        result.in_process = result.in_process or why
+
+
+def _names(*nodes):
+    return {n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name)}
+
+
+def _find_handles(result, nodes):
+    """Handles are allowed where the tests name a class or use a result as a callable or an object."""
+
+    def is_result(node):
+        return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in result.names | {"candidate"}
+
+    held = {t.id for n in nodes if isinstance(n, ast.Assign) and is_result(n.value) for t in n.targets if isinstance(t, ast.Name)}
+    for node in nodes:
+        inner = node.func if isinstance(node, ast.Call) else node.value if isinstance(node, ast.Attribute) else None
+        if inner is not None and (is_result(inner) or (isinstance(inner, ast.Name) and inner.id in held)):
+            result.keep = True
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in result.names:
+            result.keep = True
+    if len(result.names) > 1:
+        result.keep = True
+
+
+def _is_harmless(node):
+    """Whether this node can leave nothing behind in the process that runs it: no imports but of pure modules, no attribute
+    set, no private name, no builtin that reaches into the interpreter. A judge that ran only such tests may serve again."""
+    if isinstance(node, ast.Name):
+        return node.id in _SAFE_BUILTINS or (not hasattr(builtins, node.id) and (not node.id.startswith("__")))
+    if isinstance(node, ast.Attribute):
+        pure = sys.modules.get(node.value.id) if isinstance(node.value, ast.Name) and node.value.id in _SAFE_MODULES else None
+        public = pure is None or node.attr in getattr(pure, "__all__", vars(pure))
+        return isinstance(node.ctx, ast.Load) and not node.attr.startswith("_") and public
+    if isinstance(node, ast.Import):
+        return all(a.name in _SAFE_MODULES and a.asname is None for a in node.names)
+    if isinstance(node, ast.ImportFrom):
+        return node.module == "typing" and all(a.name[0].isupper() for a in node.names)
+    return not isinstance(node, _HARMFUL) and not getattr(node, "decorator_list", None)
+
+
+class _Rewriter:
+    """Numbers and rewrites the asserts of one snippet; marks bare calls `f(xs)` whose argument is read again later."""
+
+    def __init__(self, result, snippet):
+        self.plan, self.snippet = result, snippet
+
+    def module(self, tree):
+        for body in [tree.body, *(n.body for n in tree.body if isinstance(n, ast.FunctionDef))]:
+            self.mark_inout(body)
+        self.block(tree.body, True)
+
+    def block(self, body, straight):
+        for i, node in enumerate(body):
+            if isinstance(node, ast.Assert):
+                body[i] = self.rewrite(node, straight)
+                continue
+            inner = straight and not isinstance(node, _DYNAMIC) and (not isinstance(node, ast.FunctionDef) or node.name == "check")
+            for part in (node, *getattr(node, "handlers", ()), *getattr(node, "cases", ())):
+                for name in ("body", "orelse", "finalbody"):
+                    if isinstance(statements := getattr(part, name, None), list):
+                        self.block(statements, inner)
+
+    def rewrite(self, node, straight):
+        place = {"lineno": node.lineno, "col_offset": 0, "end_lineno": node.lineno, "end_col_offset": 0}
+        constant = not any(isinstance(n, (ast.Name, ast.Call)) for n in ast.walk(node.test))
+        number, test = len(self.plan.sites), node.test
+        self.plan.sites.append(Site(number, self.snippet, constant, straight))
+
+        def call(method, *args):
+            return ast.Call(ast.Attribute(ast.Name("_falcon_t", _LOAD, **place), method, _LOAD, **place), list(args), [], **place)
+
+        if isinstance(test, ast.Compare) and len(test.ops) == 1:
+            body = call("compare", test.left, ast.Constant(type(test.ops[0]).__name__, **place), test.comparators[0])
+        else:
+            body = call("truth", test)
+        if node.msg is not None:
+            body = ast.BoolOp(ast.Or(), [body, call("explain", node.msg)], **place)
+        enter = ast.Call(ast.Name("__site__", _LOAD, **place), [ast.Constant(number, **place)], [], **place)
+        return ast.With([ast.withitem(enter, ast.Name("_falcon_t", ast.Store(), **place))], [ast.Expr(body, **place)], **place)
+
+    def mark_inout(self, body):
+        """`f(xs)` as a statement, `xs` read by a later assert: the argument is copied back. Never inside an assert, where a
+        program could change the expected value."""
+        for i, node in enumerate(body):
+            call = node.value if isinstance(node, (ast.Expr, ast.Assign)) else None
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+                continue
+            targets = {t.id for t in getattr(node, "targets", []) if isinstance(t, ast.Name)}
+            later = [_names(n) for n in body[i + 1 :] if isinstance(n, ast.Assert)]
+            again = [k for k, a in enumerate(call.args) if isinstance(a, ast.Name) and any(a.id in n for n in later)]
+            again = [k for k in again if not any({call.args[k].id} | targets <= n for n in later if targets)]
+            if again and call.func.id in self.plan.names | {"candidate"}:
+                place = {"lineno": node.lineno, "col_offset": 0}
+                args = [call.func, *(ast.Constant(k, **place) for k in again)]
+                call.func = ast.Call(ast.Name("__inout__", _LOAD, **place), args, [], **place)

@@ -1,0 +1,213 @@
+"""What judge, zygote and descriptors tell -> one Report. Classes of failure are decided here, from outside the program."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from dataclasses import replace
+
+import msgspec
+
+from falconlib.records import INFRA_ERROR, ErrorInfo, Program, Report, TestResult
+
+PRECEDENCE = ("syntax_error", "timeout", "memory", "runtime_error", "fail", "pass")
+_FRAME = re.compile(r'File "solution\.py", line (\d+) in (\S+)')
+
+
+class Described(msgspec.Struct):
+    """An exception as the sandbox tells it."""
+
+    type: str = "Error"
+    message: str = ""
+    line: int | None = None
+    end_line: int | None = None
+    function: str | None = None
+    frames: list[tuple[int, str]] = []
+    raised: bool = False
+    syntax: bool = False
+    truncated: bool = False
+
+
+class Record(msgspec.Struct):
+    """One executed assert as the judge tells it."""
+
+    snippet: int
+    status: str
+    error: Described | None = None
+    expected: str | None = None
+    got: str | None = None
+
+
+class Judged(msgspec.Struct):
+    """The judge's record."""
+
+    records: list[Record] = []
+    expected: int | None = None
+    loaded: bool = False
+    error: Described | None = None
+    broken: str | None = None
+    refused: str | None = None
+    candidate_eq: bool = False
+    inout: bool = False
+    keep: bool = False
+
+
+class End(msgspec.Struct):
+    """How a process ended."""
+
+    status: int
+    cpu: float
+    rss: int
+
+
+class Ended(msgspec.Struct):
+    """The zygote's record."""
+
+    ends: list[End]
+    killed: str | None
+    judge_killed: bool
+    wall: float
+    delay: float
+
+
+def infra(message: str, layers: str = "", kind: str = "InfraError") -> Report:
+    """No verdict: the harness, the tests or the integrity rule stood in the way."""
+    return Report(INFRA_ERROR, error=ErrorInfo(kind, message), layers=layers)
+
+
+def clean(data: bytes, cap: int) -> tuple[str, bool]:
+    """Captured bytes as text, and whether the cap was reached."""
+    return data[:cap].decode("utf-8", "replace"), len(data) >= cap
+
+
+def explain(info: Described | None, source: str) -> ErrorInfo | None:
+    """An ErrorInfo with the text of its line."""
+    if info is None:
+        return None
+    lines = source.splitlines()
+    line = info.line if info.line is not None and 1 <= info.line <= len(lines) else None
+    text = lines[line - 1] if line is not None else None
+    frames = tuple((n, name) for n, name in info.frames)
+    return ErrorInfo(info.type, info.message, line, info.end_line if line else None, text, info.function, frames, info.truncated)
+
+
+def death(ended: Ended, fault: str, memory: int) -> tuple[str, Described]:
+    """Status and error of a candidate whose process ended before its judge had done."""
+    status, end = "runtime_error", ended.ends[0]
+    number = os.WTERMSIG(end.status) if os.WIFSIGNALED(end.status) else None
+    if ended.killed:
+        status, kind, message = "timeout", "Timeout", f"the {ended.killed} limit was reached"
+    elif number in (signal.SIGXCPU, signal.SIGKILL) and end.rss * 1024 < memory * 0.9:
+        status, kind, message = "timeout", "Timeout", "the cpu limit was reached"
+    elif number == signal.SIGKILL:
+        status, kind, message = "memory", "MemoryError", "killed for its memory"
+    elif number:
+        kind, message = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}", "the process crashed"
+    else:
+        kind, message = "SystemExit", f"the process ended itself with exit status {os.WEXITSTATUS(end.status)}"
+    place = _FRAME.search(fault)
+    line, function = (int(place[1]), place[2]) if place else (None, None)
+    frames = [(int(n), name) for n, name in reversed(_FRAME.findall(fault))][-20:]
+    return status, Described(kind, message, line, line, function, frames)
+
+
+def report(program: Program, raw: dict, min_integrity: str, memory: int) -> Report:
+    """The Report of a value-mode or in-process run. raw: {ended, result, stdout, stderr, fault, layers, integrity}."""
+    ended: Ended = raw["ended"]
+    base = costs(raw)
+    try:
+        judged = msgspec.json.decode(raw["result"].lstrip(b"*") or b"null", type=Judged | None)
+    except msgspec.MsgspecError:
+        judged = None
+    alone = raw["integrity"] == "in_process"
+    if judged is None and alone:
+        status, info = death(ended, raw["fault"], memory)
+        return replace(base, status=status, error=explain(info, program.code), integrity="in_process")
+    if judged is None:
+        return judge_lost(base, ended, raw, program, memory)
+    if judged.refused:
+        return replace(base, status=INFRA_ERROR, error=ErrorInfo("IntegrityError", f"these tests need one process: {judged.refused}"))
+    if judged.broken:
+        return replace(base, status=INFRA_ERROR, error=ErrorInfo("BrokenTests", judged.broken))
+    dead = death(ended, raw["fault"], memory)
+    tests = tuple(test_result(i, r, dead, program) for i, r in enumerate(judged.records))
+    status = min((t.status for t in tests), key=PRECEDENCE.index, default="fail")
+    error = judged.error
+    if error is not None and error.syntax:
+        status, tests = "syntax_error", tuple(replace(t, status="syntax_error") for t in tests)
+    elif error is None:
+        first = next((r for r, t in zip(judged.records, tests, strict=True) if t.status == status), None)
+        error = None if first is None or status in ("pass", "fail") else dead[1] if first.status == "died" else first.error
+    if not tests:
+        return replace(base, status=INFRA_ERROR, error=ErrorInfo("BrokenTests", "no assertion was executed"))
+    integrity = "in_process" if alone or (judged.candidate_eq and status == "pass") else "value"
+    if integrity == "in_process" and not alone and min_integrity == "value":
+        return replace(base, status=INFRA_ERROR, error=ErrorInfo("IntegrityError", "a pass that rests on the program's own comparison"))
+    return replace(base, status=status, tests=tests, tests_expected=judged.expected, error=explain(error, program.code), loaded=judged.loaded,
+                   integrity=integrity, inout=judged.inout, candidate_eq=judged.candidate_eq)  # fmt: skip
+
+
+def judge_lost(base: Report, ended: Ended, raw: dict, program: Program, memory: int) -> Report:
+    """The judge left no record. Once a value of the candidate had arrived, that value is to blame."""
+    if ended.killed:
+        status, info = death(ended, raw["fault"], memory)
+        return replace(base, status=status, error=explain(info, program.code))
+    if not raw["result"]:
+        return replace(base, status=INFRA_ERROR, error=ErrorInfo("BrokenTests", "the tests ended or stalled their own process"))
+    status = "timeout" if ended.judge_killed else "memory" if os.WIFSIGNALED(ended.ends[-1].status) else "runtime_error"
+    return replace(base, status=status, error=ErrorInfo("Timeout" if status == "timeout" else "JudgeError", "a returned value exhausted the judge"))
+
+
+def test_result(index: int, record: Record, dead: tuple[str, Described], program: Program) -> TestResult:
+    """One record as a TestResult; `died` becomes what the process died of."""
+    status, error = dead if record.status == "died" else (record.status, record.error)
+    if status not in PRECEDENCE:
+        status = "runtime_error"
+    kind = None if error is None or status in ("pass", "fail") else error.type
+    return TestResult(index, record.snippet, status, record.snippet < program.visible, kind, error.message if error else None,
+                      error.line if error else None, record.expected, record.got)  # fmt: skip
+
+
+def costs(raw: dict) -> Report:
+    """A Report that holds the costs and the captured text only."""
+    ended, cap = raw["ended"], raw["cap"]
+    (out, cut), (err, cut2) = clean(raw["stdout"], cap), clean(raw["stderr"], cap)
+    number = os.WTERMSIG(ended.ends[0].status) if os.WIFSIGNALED(ended.ends[0].status) else None
+    own = None if number == signal.SIGKILL else number
+    return Report("fail", signal=own, stdout=out, stderr=err, truncated=cut or cut2, cpu_s=ended.ends[0].cpu, wall_s=ended.wall,
+                  peak_mb=ended.ends[0].rss / 1024, layers=raw["layers"])  # fmt: skip
+
+
+def stdio_result(program: Program, index: int, raw: dict, memory: int) -> tuple[TestResult, ErrorInfo | None, bool]:
+    """(result, error, loaded) of one run of a script: its standard output against the expected text, line by line."""
+    case = json.loads(program.tests[index])
+    try:
+        frame = msgspec.json.decode(raw["result"][4:], type=Judged) if raw["result"] else None
+    except msgspec.MsgspecError:
+        frame = None
+    visible, got = index < program.visible, clean(raw["stdout"], raw["cap"])[0]
+    texts = (cut(case["output"]), cut(got))
+    ended: Ended = raw["ended"]
+    silent = os.WIFEXITED(ended.ends[0].status) and os.WEXITSTATUS(ended.ends[0].status) == 0 and not ended.killed
+    if frame is None and not silent:
+        status, info = death(ended, raw["fault"], memory)
+    elif frame is not None and frame.error is not None:
+        info = frame.error
+        exhausted = info.type == "MemoryError" and not info.raised
+        status = "syntax_error" if info.syntax else "memory" if exhausted else "runtime_error"
+    else:
+        same = lines(got) == lines(case["output"])
+        return TestResult(index, index, "pass" if same else "fail", visible, None, None, None, *texts), None, True
+    error = explain(info, program.code)
+    return TestResult(index, index, status, visible, info.type, info.message, error.line, *texts), error, False
+
+
+def lines(text: str) -> list[str]:
+    """Lines without trailing blanks, and without blank lines at the end."""
+    return [line.rstrip() for line in text.rstrip().splitlines()]
+
+
+def cut(text: str) -> str:
+    return text if len(text) <= 500 else text[:500] + "..."

@@ -1,0 +1,244 @@
+"""The fork server, executed as `python -s -S zygote.py CONFIG`: small, single-threaded, standard library only.
+
+It forks candidate and judge for one program at a time, watches the clocks, kills, reaps, and reports how the processes
+ended. Programs, tests and outputs pass it as file descriptors: it never reads them, so nothing of them is in the memory
+of what it forks next.
+"""
+
+import builtins
+import faulthandler
+import fcntl
+import gc
+import importlib
+import json
+import os
+import random
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+import types
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+PREIMPORT = (
+    "array base64 binascii bisect calendar cmath collections collections.abc contextlib copy csv ctypes dataclasses datetime decimal enum "
+    "fractions functools hashlib heapq inspect io itertools json locale math numbers operator pprint queue random re reprlib secrets "
+    "statistics string struct textwrap threading time timeit traceback types typing unicodedata uuid weakref zlib"
+).split()
+WALL_GRACE = 0.5  # seconds of effective wall beyond the CPU limit
+HARD_FACTOR = 10  # hard wall, in CPU limits
+JUDGE_GRACE = 1.0  # CPU seconds of a judge beyond the program's limit
+JUDGE_PROGRAMS, JUDGE_KB = 500, 100_000  # after so many programs, or at such a size, a judge is replaced
+
+
+def load(*names):
+    """Our modules, outside sys.modules and with their own copy of the builtins, so that a program cannot patch them."""
+    own = types.SimpleNamespace()
+    for package in ("falconlib", "falconlib.sandbox"):
+        sys.modules[package] = types.ModuleType(package)
+    for name in names:
+        full = f"falconlib.sandbox.{name}"
+        module = sys.modules[full] = types.ModuleType(full)
+        module.__dict__["__builtins__"] = dict(vars(builtins))
+        with open(os.path.join(HERE, name + ".py"), encoding="utf-8") as file:
+            exec(compile(file.read(), "<sandbox>", "exec", dont_inherit=True), module.__dict__)
+        setattr(own, name, module)
+    for full in [m for m in sys.modules if m.startswith("falconlib")]:
+        del sys.modules[full]
+    return own
+
+
+def cpu_seconds(pid):
+    try:
+        return time.clock_gettime(((~pid) << 3) | 2)
+    except OSError:
+        return 0.0
+
+
+def run_delay(pid):
+    """Seconds that a process was runnable but not run; 0 where /proc does not say."""
+    try:
+        with open(f"/proc/{pid}/schedstat", "rb") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+class Zygote:
+    """Serves programs from the control socket until it closes."""
+
+    def __init__(self, config):
+        self.control = socket.socket(fileno=config["fd"])
+        self.null = os.open(os.devnull, os.O_RDWR)
+        self.judge = None
+        self.walls = OWN.kernel.Walls(config)
+
+    def serve(self):
+        for name in PREIMPORT:
+            importlib.import_module(name)
+        self.walls.enter()
+        with open("/proc/self/statm", "rb") as file:
+            self.base = int(file.read().split()[0]) * resource.getpagesize()
+        gc.collect()
+        gc.freeze()
+        self.control.send(json.dumps({"ready": os.getpid(), "layers": self.walls.facts}).encode())
+        while True:
+            message, fds, _, _ = socket.recv_fds(self.control, 4096, 8)
+            if not message:
+                return
+            self.control.send(json.dumps(self.run(json.loads(message), fds)).encode())
+
+    def run(self, job, fds):
+        code, tests, result, out, err, fault = fds
+        value = job["mode"] == "value"
+        stdin, theirs, judge = tests if job["mode"] == "stdio" else self.null, result, None
+        if value:
+            ours, theirs = (s.detach() for s in socket.socketpair())
+            judge = self.judge = self.judge or self.fork_judge(job)
+        start = time.monotonic()
+        pid = self.fork(self.candidate, job, code, tests, (stdin, out, err, theirs, fault))
+        if value:
+            socket.send_fds(judge.channel, [b"."], [ours, tests, result])
+            os.close(theirs)
+            os.close(ours)
+        report = self.watch(job, pid, judge, fault, start)
+        for fd in fds:
+            os.close(fd)
+        return report
+
+    def fork_judge(self, job):
+        ours, theirs = socket.socketpair()
+        pid = self.fork(self.judge_loop, job, (self.null, self.null, self.null, theirs.fileno()))
+        theirs.close()
+        return types.SimpleNamespace(pid=pid, handle=os.pidfd_open(pid), channel=ours)
+
+    def fork(self, body, *args):
+        pid = os.fork()
+        if pid:
+            return pid
+        try:
+            body(*args)
+        finally:
+            os._exit(0)
+
+    # in the children
+
+    def settle(self, fds, job, output, judge):
+        """Descriptors 0, 1, 2, ... become `fds`, the others are closed; then limits and walls."""
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 64) for fd in fds]
+        for target, fd in enumerate(high):
+            os.dup2(fd, target)
+        os.closerange(len(fds), 512)
+        if not judge:
+            faulthandler.enable(4)
+            faulthandler.register(signal.SIGXCPU, 4, all_threads=False, chain=False)
+        cpu = int(job["cpu"]) + 1
+        memory = self.base + job["memory"]
+        limits = {"AS": memory, "DATA": memory, "FSIZE": output, "NOFILE": 64, "CORE": 0, "STACK": 8 << 20,
+                  "MEMLOCK": 0, "MSGQUEUE": 0} | ({} if judge else {"CPU": (cpu, cpu + 1)})  # fmt: skip
+        if "rlimits" not in self.walls.off:
+            for name, limit in limits.items():
+                resource.setrlimit(getattr(resource, "RLIMIT_" + name), limit if isinstance(limit, tuple) else (limit, limit))
+        self.walls.enclose(judge)
+        random.seed(0)
+
+    def candidate(self, job, code, tests, fds):
+        source = read_all(code)
+        job["tests"] = read_all(tests) if job["mode"] == "in_process" else None
+        self.settle(fds, job, job["output"], judge=False)
+        source = source.decode("utf-8", "surrogatepass")
+        if job["mode"] == "in_process":
+            OWN.judge.run_in_process(json.loads(job["tests"]), source, write_result)
+        else:
+            {"value": OWN.candidate.serve, "stdio": OWN.candidate.script}[job["mode"]](3, source)
+
+    def judge_loop(self, job, fds):
+        """Serves programs as long as their tests leave no trace in this process; it holds no candidate's code."""
+        self.settle(fds, job, 8 << 20, judge=True)
+        channel = socket.socket(fileno=3)
+        for _ in range(JUDGE_PROGRAMS):
+            message, (peer, tests, result), _, _ = socket.recv_fds(channel, 1, 3)
+            random.seed(0)
+            clean = OWN.judge.run(json.loads(read_all(tests)), peer, lambda data, fd=result: os.pwrite(fd, data, 0))
+            if not clean or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > JUDGE_KB:
+                return
+            for fd in (peer, tests, result):
+                os.close(fd)
+            channel.send(b".")
+
+    # in the zygote
+
+    def watch(self, job, pid, judge, fault, start):
+        """Waits for the judge's word (or the candidate's end, where there is no judge), enforcing the clocks."""
+        handle, polls = os.pidfd_open(pid), select.poll()
+        last = judge.channel.fileno() if judge else handle
+        for fd in {handle, last, self.control.fileno()}:
+            polls.register(fd, select.POLLIN)
+        killed, judge_killed, wait, delay = None, False, job["cpu"], 0.0
+        spent = cpu_seconds(judge.pid) if judge else 0.0
+        waited = run_delay(judge.pid) if judge else 0.0
+        while True:
+            events = dict(polls.poll(max(5, min(250, int(wait * 1000)))))
+            if self.control.fileno() in events:  # the supervisor is gone, or has given up
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+                os._exit(0)
+            if last in events:
+                break
+            if handle in events:
+                polls.unregister(handle)
+            judge_cpu = cpu_seconds(judge.pid) - spent if judge else 0.0
+            wall, limit = time.monotonic() - start, job["cpu"]
+            delay = run_delay(pid) + (run_delay(judge.pid) - waited if judge else 0.0)
+            effective = wall - delay - judge_cpu
+            left = {"cpu": limit - cpu_seconds(pid), "wall": limit + WALL_GRACE - effective, "hard": limit * HARD_FACTOR - wall}
+            wait = min(left.values())
+            if wait <= 0 and killed is None and handle not in events:
+                killed = next(k for k in left if left[k] <= 0)
+                self.kill(handle, fault)
+            if judge and (judge_cpu > limit + JUDGE_GRACE or wall > limit * HARD_FACTOR + 2):
+                judge_killed = True
+                signal.pidfd_send_signal(judge.handle, signal.SIGKILL)
+        wall = time.monotonic() - start
+        ends = [self.reap(pid, handle)]
+        if judge:
+            ends.append({"status": 0, "cpu": max(0.0, cpu_seconds(judge.pid) - spent), "rss": 0})
+            if judge_killed or not judge.channel.recv(1):
+                self.judge, ends[1]["status"] = None, self.reap(judge.pid, judge.handle)["status"]
+                judge.channel.close()
+        return {"ends": ends, "killed": killed, "judge_killed": judge_killed, "wall": wall, "delay": delay}
+
+    def kill(self, handle, fault):
+        """SIGXCPU first: faulthandler writes the line even from inside a C loop; then SIGKILL."""
+        signal.pidfd_send_signal(handle, signal.SIGXCPU)
+        size, deadline = 0, time.monotonic() + 0.05
+        while time.monotonic() < deadline:
+            time.sleep(0.005)
+            before, size = size, os.fstat(fault).st_size
+            if size and size == before:
+                break
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+
+    def reap(self, pid, handle):
+        try:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        _, status, usage = os.wait4(pid, 0)
+        os.close(handle)
+        return {"status": status, "cpu": usage.ru_utime + usage.ru_stime, "rss": usage.ru_maxrss}
+
+
+def read_all(fd):
+    """The content of a memfd, from its start."""
+    return os.pread(fd, os.fstat(fd).st_size, 0)
+
+
+def write_result(data):
+    os.pwrite(3, data, 0)
+
+
+if __name__ == "__main__":
+    OWN = load("codec", "candidate", "rewrite", "judge", "filters", "kernel")
+    Zygote(json.loads(sys.argv[1])).serve()

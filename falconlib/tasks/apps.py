@@ -1,0 +1,96 @@
+"""APPS (Hendrycks et al., arXiv 2105.09938; MIT): competition problems, from standard input or as a function call.
+
+Reads the hub's columns as JSON lines (apps/train.jsonl, apps/test.jsonl or apps/*.jsonl in a data folder) and the
+original folders (apps/APPS/{train,test}/0000/). family is the difficulty: introductory, interview or competition.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from falconlib.errors import FalconError
+from falconlib.records import Task
+from falconlib.tasks.files import field, find, parse_row, read_rows
+
+LISTED = "def listed(value):\n    return list(value) if isinstance(value, tuple) else value"  # runs on the judge's side
+REMEDY = (
+    "put the hub's rows into data/apps/train.jsonl and data/apps/test.jsonl, or the original folders into data/apps/APPS, "
+    "or fetch them: python -c \"from falconlib.tasks import download; download('apps')\""
+)
+
+
+def load() -> list[Task]:
+    """All tasks that have tests: those of data/apps/*.jsonl, else those of the folders. A file's split is in its name."""
+    folder = find("apps", REMEDY)
+    tasks: list[Task | None] = []
+    for path in sorted(folder.glob("*.jsonl")):
+        split = "train" if "train" in path.stem else "test"
+        tasks += [from_row(row, split, f"{path.name} line {number}") for number, row in read_rows(path)]
+    if not tasks:
+        folders = sorted(p.parent for p in folder.glob("APPS/*/*/question.txt"))
+        tasks = [from_folder(path, path.parent.name) for path in folders]
+    found = [task for task in tasks if task]
+    if not found:
+        raise FalconError(f"no APPS problem with tests in {folder}", REMEDY)
+    return found
+
+
+def from_folder(path: Path, split: str) -> Task | None:
+    """One problem of the original format: question.txt, input_output.json, optional solutions, metadata, starter code."""
+    texts = {p.name: p.read_text(encoding="utf-8") for p in path.iterdir() if p.is_file()}
+    meta = parse_row(texts.get("metadata.json") or "{}", f"{path.name}/metadata.json")
+    row = {
+        "problem_id": int(path.name),
+        "question": texts["question.txt"],
+        "solutions": texts.get("solutions.json", ""),
+        "input_output": texts.get("input_output.json", ""),
+        "starter_code": texts.get("starter_code.py", ""),
+        "difficulty": meta.get("difficulty", ""),
+    }
+    return from_row(row, split, f"APPS/{split}/{path.name}")
+
+
+def from_row(row: dict, split: str, where: str) -> Task | None:
+    """One Task, or None for a problem without tests. Tests stay hidden: the examples stand in the question's text."""
+    number = field(row, "problem_id", int, where)
+    cases = parse_row(field(row, "input_output", str, where, "") or "{}", f"{where}: input_output")
+    solutions = field(row, "solutions", str, where, "").strip() or "[]"
+    starter = field(row, "starter_code", str, where, "").strip()
+    inputs, outputs, name = cases.get("inputs", []), cases.get("outputs", []), cases.get("fn_name")
+    if len(inputs) != len(outputs):
+        raise FalconError(f"{where}: {len(inputs)} inputs but {len(outputs)} outputs", f"mend {where}")
+    if not inputs:
+        return None
+    pairs = list(zip(inputs, outputs, strict=True))
+    method = f"Solution().{name}" if "class Solution" in starter else name
+    return Task(
+        task_id=f"apps/{split}/{number}",
+        dataset="apps",
+        split=split,
+        prompt="\n\n".join(part for part in (field(row, "question", str, where).strip(), starter) if part),
+        entry_point="Solution" if name and method != name else name,
+        tests=tuple(call(method, i, o) if name else stdio(i, o) for i, o in pairs),
+        setup=LISTED if name else "",
+        gold=next(iter(json.loads(solutions)), None),
+        family=field(row, "difficulty", str, where, ""),
+        mode="assert" if name else "stdio",
+    )
+
+
+def stdio(given: Any, wanted: Any) -> str:
+    """One case for a program that reads standard input; some rows hold lists of lines."""
+    texts = ["\n".join(map(str, part)) if isinstance(part, list) else str(part) for part in (given, wanted)]
+    return json.dumps({"input": texts[0], "output": texts[1]}, ensure_ascii=False)
+
+
+def call(name: str, arguments: list, wanted: Any) -> str:
+    """One assert for a function. JSON has no tuples, and many rows wrap the result in a list of one: both forms count."""
+    result = f"listed({name}({', '.join(map(repr, arguments))}))"
+    return f"assert {result} in ({wanted!r}, {wanted[0]!r})" if one(wanted) else f"assert {result} == {wanted!r}"
+
+
+def one(wanted: Any) -> bool:
+    """Whether the expected value may be wrapped in a list of one."""
+    return isinstance(wanted, list) and len(wanted) == 1

@@ -1,0 +1,60 @@
+"""MBPP: 974 short descriptions with three asserts each (Austin et al., arXiv 2108.07732; CC BY 4.0).
+
+Splits by id: prompt 1-10, test 11-510, validation 511-600, train 601-974. The prompt shows the first assert.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import re
+
+from falconlib.records import Task
+from falconlib.tasks.files import field, find, read_rows
+
+REMEDY = (
+    "put the 974 problems as JSON lines into data/mbpp/mbpp.jsonl (or $FALCON_DATA/mbpp/mbpp.jsonl), "
+    "or fetch them: python -c \"from falconlib.tasks import download; download('mbpp')\""
+)
+
+
+def load() -> list[Task]:
+    """All tasks in the order of their ids. Raises FalconError when the file is missing."""
+    path = find("mbpp/mbpp.jsonl", REMEDY)
+    return [from_row(row, f"{path.name} line {number}") for number, row in read_rows(path)]
+
+
+def from_row(row: dict, where: str) -> Task:
+    """One Task from a row with task_id, text (hub: also `prompt`), code, test_list, test_setup_code.
+
+    setup: test_setup_code. It builds objects from classes that the candidate defines (367 and 927), so it runs after
+    the candidate; test_imports of the sanitized version come before it.
+    """
+    number = field(row, "task_id", int, where)
+    code, tests = field(row, "code", str, where).replace("\r\n", "\n"), field(row, "test_list", list, where)
+    text = field(row, "text", str, where, None) or field(row, "prompt", str, where)
+    imports = field(row, "test_imports", list, where, [])
+    return Task(
+        task_id=f"mbpp/{number}",
+        dataset="mbpp",
+        split=split_of(number),
+        prompt=text.strip(),
+        entry_point=entry_point(tests[0], code),
+        tests=tuple(t.strip() for t in tests),
+        visible=1,
+        setup="\n".join([*imports, field(row, "test_setup_code", str, where, "").replace("\r\n", "\n")]).strip(),
+        gold=code,
+    )
+
+
+def split_of(number: int) -> str:
+    """The split of an MBPP id."""
+    return "prompt" if number <= 10 else "test" if number <= 510 else "validation" if number <= 600 else "train"
+
+
+def entry_point(test: str, code: str) -> str | None:
+    """The function that the first assert calls: the outermost called name that `code` defines, else that is no builtin."""
+    calls = [n.func.id for n in ast.walk(ast.parse(test)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+    defined = re.findall(r"^(?:def|class)\s+(\w+)", code, re.MULTILINE)
+    own = [c for c in calls if c in defined] + [c for c in calls if not hasattr(builtins, c)]
+    return next(iter(own), None)

@@ -1,0 +1,85 @@
+"""Training: the losses (`losses`), the inner loop (`inner`), the MRLF loop (`mrlf`), SFT (`sft`), the arms (`arms`).
+
+`run_arm` is what the notebook and the command line call.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from falconlib.config import Profile
+from falconlib.errors import FalconError
+
+__all__ = ["run_arm"]
+
+
+def run_arm(profile: Profile, arm: str, seed: int, folder: Path, sft_adapter: Path | None = None, progress: bool = True):
+    """Trains one arm in `folder` (resuming what lies there) and returns its Policy.
+
+    Writes metrics.jsonl, timings.jsonl, budget.json, checkpoints/, adapter/ and, with long-term memory, memory.sqlite.
+    "base" trains nothing. Reinforcement learning starts from `sft_adapter`.
+
+    Raises FalconError: unknown arm, missing SFT adapter, no task whose gold fits the sampled length.
+    """
+    from falconlib.files import JsonLines, write_json
+    from falconlib.policy.models import load_policy
+    from falconlib.tasks import load_tasks
+    from falconlib.training.arms import SETTINGS, configure
+    from falconlib.training.mrlf import fitting
+    from falconlib.training.sft import train_sft
+
+    profile = configure(profile, arm, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    rl = SETTINGS[arm][1] is not None
+    if rl and not (sft_adapter and (sft_adapter / "adapter_config.json").is_file()):
+        raise FalconError(
+            f"arm {arm!r} starts from the SFT adapter, which is not in {sft_adapter}",
+            f"falconlib train --arm sft --seed {seed} first",
+        )
+    lora = None if arm == "base" or rl else profile.lora
+    policy = load_policy(profile.model, lora, sft_adapter if rl else None, seed)
+    chosen = profile.tasks
+    tasks = [t for name in chosen.train for t in load_tasks(name, "train", chosen.train_limit, chosen.seed)]
+    budget = {"completions": 0, "programs": 0, "trained_tokens": 0}
+    if arm == "sft":
+        budget["trained_tokens"] = train_sft(policy, tasks, profile, seed, JsonLines(folder / "metrics.jsonl"), progress)
+    elif rl:
+        fits = fitting(policy, tasks, profile.sample.max_new_tokens)
+        if not fits:
+            raise FalconError(
+                f"no training task has a gold of at most {profile.sample.max_new_tokens} tokens", "raise sample.max_new_tokens"
+            )
+        budget = train_rl(policy, fits, profile, seed, folder, progress)
+    if arm != "base":
+        policy.model.save_pretrained(folder / "adapter")
+    write_json(folder / "budget.json", budget)
+    return policy
+
+
+def train_rl(policy, tasks, profile: Profile, seed: int, folder: Path, progress: bool) -> dict[str, int]:
+    """Sets up the conductor and its memories, runs the MRLF loop, and returns the budget it used."""
+    from falconlib.judge.static import StaticJudge
+    from falconlib.memory.embed import get_embedder
+    from falconlib.memory.long_term import LongTermMemory
+    from falconlib.memory.short_term import ShortTermMemory
+    from falconlib.rollout import Conductor
+    from falconlib.sandbox import Sandbox
+    from falconlib.training.mrlf import MRLF
+
+    long, short = None, None
+    if profile.long_term.enabled:
+        long = LongTermMemory(folder / "memory.sqlite", get_embedder(profile.long_term.embedder))
+        long.add_tasks(tasks)
+        long.add_golds(tasks)
+    if profile.short_term.enabled:
+        short = ShortTermMemory(profile.short_term.size, profile.short_term.total)
+    try:
+        with Sandbox(profile.sandbox) as sandbox:
+            run = MRLF(
+                policy, Conductor(policy, sandbox, StaticJudge(), profile, seed, long, short), tasks, profile, seed, folder
+            )
+            run.run(progress)
+            return run.totals
+    finally:
+        if long is not None:
+            long.close()

@@ -1,0 +1,59 @@
+"""From episodes with rewards to examples with token-level advantages; the equations themselves are in `rewards`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from falconlib import rewards
+from falconlib.config import Profile
+from falconlib.records import Episode
+from falconlib.training.losses import Example
+
+
+def sequence_advantages(episodes: Sequence[Episode], kind: str) -> list[float | None]:
+    """a_i per episode, None where the reward is unknown or has nothing to be compared with.
+
+    The comparison is among the episodes of the same task: "loo" subtracts the mean of the others, "group" is GRPO's
+    (R - mean) / std.
+    """
+    advantages: list[float | None] = [None] * len(episodes)
+    for task_id in dict.fromkeys(e.task_id for e in episodes):
+        members = [i for i, e in enumerate(episodes) if e.task_id == task_id]
+        totals = [episodes[i].reward.total if episodes[i].reward else None for i in members]
+        centred = rewards.leave_one_out(totals) if kind == "loo" else rewards.group_normalised(totals)
+        for i, a in zip(members, centred, strict=True):
+            advantages[i] = a
+    return advantages
+
+
+def scored(
+    episodes: Sequence[Episode], profile: Profile, kind: str = "loo", index: Mapping[str, int] = MappingProxyType({})
+) -> list[Example]:
+    """One example per episode with a known advantage, A_it = (a_i - rho_f m_it) / max(std_batch(a), floor).
+
+    index: task id -> row of the fast weights (0 when it is not there).
+    Without short-term memory the error-line term is off as well: the lines come from it.
+    """
+    advantages = sequence_advantages(episodes, kind)
+    spread = 1.0 if kind == "group" else standard_deviation([a for a in advantages if a is not None])
+    rho_f = profile.reward.rho_f if profile.short_term.enabled else 0.0
+    floor = 1.0 if kind == "group" else profile.reward.std_floor
+    found = []
+    for e, a in zip(episodes, advantages, strict=True):
+        if a is None or not e.tokens:
+            continue
+        failed = e.feedback is not None and e.feedback.status != "pass"
+        mask = e.error_mask or (0,) * len(e.tokens)
+        token_level = rewards.token_advantages(a, mask, failed, rho_f, max(spread, floor))
+        found.append(Example(e.prompt, e.tokens, index.get(e.task_id, 0), 1.0, token_level, e.logprobs))
+    return found
+
+
+def standard_deviation(values: Sequence[float]) -> float:
+    """Population standard deviation, 0 for fewer than two values."""
+    if len(values) < 2:
+        return 0.0
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))

@@ -1,0 +1,76 @@
+"""One row of metrics per outer step, from the step's episodes. No clock values: the same seed gives the same bytes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from falconlib.config import Profile
+from falconlib.records import INFRA_ERROR, Episode
+from falconlib.training.advantages import sequence_advantages
+from falconlib.training.inner import Adaptation
+
+COMPONENTS = ("unit", "style", "complexity", "instruction", "long_term")
+
+
+def step_metrics(
+    support: Sequence[Episode],
+    query: Sequence[Episode],
+    adaptation: Adaptation | None,
+    memory_effect: float | None,
+    outer: dict[str, Any],
+    profile: Profile,
+) -> dict[str, Any]:
+    """Means over the step's episodes; None where nothing is known.
+
+    inner_gain: mean R_unit of query rollouts minus that of plain support rollouts (memory text would mix in its own
+    effect). zero_variance: share of half-groups whose advantages all vanish. infra_errors, unjudged: verdicts and AI
+    scores that are unknown.
+    """
+    episodes = [*support, *query]
+    unit = [e.reward.unit for e in episodes]
+    row: dict[str, Any] = {
+        "reward": mean([e.reward.total for e in episodes]),
+        "pass_rate": mean([None if e.reward.unit is None else float(e.feedback.status == "pass") for e in episodes]),
+    }
+    row |= {f"reward_{name}": mean([getattr(e.reward, name) for e in episodes]) for name in COMPONENTS}
+    row |= {
+        "reward_std": spread(unit),
+        "zero_variance": zero_variance([support, query], profile.train.advantage),
+        "length": mean([float(len(e.tokens)) for e in episodes]),
+        "truncated": mean([float(not e.finished) for e in episodes]),
+        "inner_gain": difference([e.reward.unit for e in query], [e.reward.unit for e in support if not e.memory_text]),
+        "inner_norm": mean(adaptation.norms) if adaptation else None,
+        "memory_effect": memory_effect,
+        "memory_prompts": sum(bool(e.memory_text) for e in episodes),
+        "infra_errors": sum(e.feedback.status == INFRA_ERROR for e in episodes),
+        "unjudged": sum(e.reward.style is None for e in episodes),
+        "errors": dict(sorted(Counter(e.feedback.error_class or e.feedback.status for e in episodes).items())),
+    }
+    return row | outer
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Mean of the known values, None when there is none."""
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
+
+
+def spread(values: Sequence[float | None]) -> float | None:
+    """Population standard deviation of the known values."""
+    known = [v for v in values if v is not None]
+    return (sum((v - sum(known) / len(known)) ** 2 for v in known) / len(known)) ** 0.5 if known else None
+
+
+def difference(a: Sequence[float | None], b: Sequence[float | None]) -> float | None:
+    """mean(a) - mean(b), None when one of them has no known value."""
+    first, second = mean(a), mean(b)
+    return None if first is None or second is None else first - second
+
+
+def zero_variance(halves: Sequence[Sequence[Episode]], kind: str) -> float | None:
+    """Share of (half, task) groups in which every advantage is 0 or unknown: they teach nothing."""
+    groups = [[e for e in half if e.task_id == t] for half in halves for t in dict.fromkeys(e.task_id for e in half)]
+    flat = [not any(a for a in sequence_advantages(group, kind)) for group in groups]
+    return sum(flat) / len(flat) if flat else None

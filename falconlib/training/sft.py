@@ -1,0 +1,106 @@
+"""Supervised warm start: cross-entropy on gold programs with TRL's SFTTrainer, under the prompts that everything else uses.
+
+Prompts and targets are tokenised here, so that SFT, sampling and the outer loop see the same tokens and every label ends
+with eos. No memory, no rewards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from falconlib import prompts
+from falconlib.config import Profile
+from falconlib.files import JsonLines
+from falconlib.policy.models import Policy
+from falconlib.records import Task
+from falconlib.training.mrlf import target_tokens
+
+
+def examples(policy: Policy, tasks: Sequence[Task]) -> list[dict[str, list[int]]]:
+    """input_ids and completion_mask (1 on the gold program, its fence and eos) of each task that has a gold."""
+    rows = []
+    for task in tasks:
+        if task.gold:
+            prompt = policy.encode(prompts.render(policy.tokenizer, task).text)
+            target = target_tokens(policy, task, task.gold)
+            rows.append({"input_ids": [*prompt, *target], "completion_mask": [0] * len(prompt) + [1] * len(target)})
+    return rows
+
+
+def train_sft(policy: Policy, tasks: Sequence[Task], profile: Profile, seed: int, log: JsonLines, progress: bool = True) -> int:
+    """Trains theta in place; writes loss and gradient norm of each step to `log`. Returns the number of trained tokens."""
+    from datasets import Dataset
+    from datasets.utils.logging import disable_progress_bar
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    class Record(TrainerCallback):
+        """Trainer logs -> metrics rows, without clock values."""
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                log.append(
+                    {"step": state.global_step, "loss": logs["loss"], "grad_norm": logs["grad_norm"], "lr": logs["learning_rate"]}
+                )
+
+    disable_progress_bar()
+    rows, sft = examples(policy, tasks), profile.sft
+    log.truncate(0)
+    with tempfile.TemporaryDirectory() as scratch, quiet():
+        settings = SFTConfig(
+            output_dir=scratch,
+            num_train_epochs=sft.epochs,
+            max_steps=sft.max_steps or -1,
+            per_device_train_batch_size=sft.batch,
+            learning_rate=sft.lr,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.1,
+            max_grad_norm=profile.train.clip_norm,
+            weight_decay=0.0,
+            completion_only_loss=True,
+            max_length=None,
+            packing=False,
+            gradient_checkpointing=False,
+            bf16=profile.model.dtype == "bfloat16" and policy.device.type == "cuda",
+            use_cpu=policy.device.type == "cpu",
+            dataloader_pin_memory=policy.device.type == "cuda",
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=not progress,
+            seed=seed,
+            data_seed=seed,
+        )
+        trainer = SFTTrainer(
+            model=policy.model,
+            args=settings,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=policy.tokenizer,
+            callbacks=[Record()],
+        )
+        trainer.train()
+        steps = trainer.state.global_step
+    policy.model.eval()
+    policy.tokenizer.padding_side = "left"
+    order = [sum(r["completion_mask"]) for r in rows]
+    return round(steps * sft.batch * sum(order) / max(len(order), 1)) if sft.max_steps else round(sft.epochs * sum(order))
+
+
+@contextlib.contextmanager
+def quiet():
+    """The trainer prints its log dictionaries; they are in metrics.jsonl already."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of TRL's own use of renamed options
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,291 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 06 · Train one arm, then sample its evaluation
+#
+# @@BADGE@@
+#
+# **Question.** What does one arm of the comparison learn from its own programs, step by step, and which programs does it
+# write afterwards on problems that it never trained on?
+#
+# **Reads** the task sets of the profile and, for reinforcement learning, `train/sft-s<seed>/adapter` (the SFT run of the same seed).
+# **Writes** `train/<arm>-s<seed>/`: `metrics.jsonl`, `timings.jsonl`, checkpoints, `adapter/`, `memory.sqlite` (arms with a
+# long-term memory), `samples.jsonl.gz`, `samples-ltm.jsonl.gz`, `card.json`.
+#
+# **Run time** per arm, profile `quick`: 1 to 2 minutes on 2 CPU cores. Profile `small`: about half an hour on one GPU.
+# A run that was killed goes on from its last checkpoint.
+#
+# This notebook is a grid: `falconlib run` executes it once per arm and seed, each time with other values in the parameters cell.
+# To try one by hand: `papermill notebooks/06_train.ipynb out.ipynb -p arm grpo`.
+
+# %%
+@@BOOTSTRAP@@
+
+# %%
+import os
+from collections import Counter
+
+import pandas as pd
+from IPython.display import Image, Markdown, display
+
+from falconlib import rewards
+from falconlib.evaluation.evaluate import benchmark_tasks, evaluate
+from falconlib.evaluation.score import evaluation_card, save_samples, summarise
+from falconlib.files import JsonLines, read_json, write_json
+from falconlib.judge import StaticJudge
+from falconlib.memory.long_term import LongTermMemory
+from falconlib.reporting import figures, start
+from falconlib.sandbox import Sandbox
+from falconlib.tasks import fingerprint
+from falconlib.training import run_arm
+from falconlib.training.arms import SETTINGS, configure
+
+# %% tags=["parameters"]
+profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small, paper
+results: str = ""  # results folder; "" is $FALCON_RESULTS, or results/ of the repository
+overrides: dict = {}  # settings that differ from the profile's, by dotted name
+arm: str = "falcon"  # arm of the comparison: base, sft, grpo, rltf, falcon, falcon-ltm, ...
+seed: int = 0  # run seed: of the adapters, the curriculum and every random stream
+
+# %%
+parameters = {"profile": profile, "results": results, "overrides": overrides, "arm": arm, "seed": seed}
+stage = start("06_train", parameters)
+config = configure(stage.profile, arm, seed)
+batch = bool(os.environ.get("FALCON_BATCH"))  # set by `falconlib run`: no progress bars in a log
+print(f"arm {arm!r}, seed {seed}, profile {profile!r}, writes to {stage.key}/")
+
+# %% [markdown]
+# ## By hand first: what an advantage is
+#
+# A policy cannot learn from a reward alone, only from a comparison. Three programs for the same task got the rewards 1, 0 and -1.
+# Each is compared with the mean of the *others*:
+#
+# $$a_i = R_i - \frac{1}{G-1}\sum_{j \ne i} R_j$$
+#
+# The first: $1 - \tfrac{0 + (-1)}{2} = 1.5$. The second is exactly as good as the mean of the others: 0. The third: -1.5. They sum
+# to zero: what one program gains, the others lose.
+
+# %%
+worked = rewards.leave_one_out([1.0, 0.0, -1.0])  # a_i = R_i - mean of the others
+assert worked == [1.5, 0.0, -1.5] and sum(worked) == 0
+print("advantages of the rewards 1, 0, -1:", worked)
+print("when all programs are alike nothing is learnt:", rewards.leave_one_out([-1.0, -1.0, -1.0]))
+
+# %% [markdown]
+# ## What this arm is
+#
+# All arms share one loop, one sampler, one sandbox. An arm is only what it sets differently from FALCON: a weight of 0 or a
+# switch that is off. The table shows every such setting, FALCON's value beside this arm's.
+
+# %%
+what, changed = SETTINGS[arm]
+print(f"{arm}: {what}")
+full = configure(stage.profile, "falcon", seed)
+rows = []
+for dotted in changed or {}:
+    group, _, name = dotted.rpartition(".")
+    pair = [getattr(getattr(p, group), name) for p in (full, config)]
+    rows.append({"setting": dotted, "falcon": pair[0], arm if arm != "falcon" else "this arm": pair[1]})
+if changed is None:
+    print("No reinforcement learning: the settings of the loop do not concern it.")
+elif not rows:
+    print("This is the full method: nothing is switched off.")
+else:
+    display(pd.DataFrame(rows).style.hide(axis="index"))
+
+# %% [markdown]
+# ## Training
+#
+# For the arms with reinforcement learning one step is (METHOD's loop, in words):
+#
+# 1. draw tasks with probability $\propto p(1-p) + 0.05$: those that are sometimes solved teach most;
+# 2. **support** rollouts with $\theta$, half of them with a recalled program in the prompt; run the tests, judge, reward;
+# 3. **inner step** (local level): $\delta_x = -\alpha\, g_x / \lVert g_x \rVert$ on the task's short-term memory;
+# 4. **query** rollouts with $\theta + \delta_x$;
+# 5. **outer step** (global level): $\tfrac{K_s}{G} L_{pg}(S;\theta) + \tfrac{K_q}{G} L_{pg}(Q;\theta + \delta_x) + b_{sl}\,CE + b_{neg} L_{negative}$;
+# 6. remember.
+#
+# Arms without an inner loop ($J = 0$) skip 3 and 4 and sample all $G$ rollouts with $\theta$.
+
+# %%
+warm = stage.find(f"train/sft-s{seed}/adapter") if changed is not None else None
+policy = run_arm(stage.profile, arm, seed, stage.folder, sft_adapter=warm, progress=not batch)
+budget = read_json(stage.folder / "budget.json")
+stage.note(model=f"{policy.name} ({policy.fingerprint})", trained_tokens=budget["trained_tokens"])
+print(f"{policy.name} on {policy.device}: " + ", ".join(f"{value} {name}" for name, value in budget.items()))
+
+# %% [markdown]
+# ## The curves of this run
+#
+# *Figure: one point per step. For reinforcement learning: the mean test reward $R_{unit}$ of the step's rollouts, the share that
+# passed, the mean length in tokens. For SFT: the cross-entropy. A few steps of a few rollouts each are noisy; never read a
+# trend from training reward alone, the graded reward first buys programs that run, not programs that are right.*
+
+# %%
+history = pd.DataFrame([{**row, "arm": arm, "seed": seed} for row in JsonLines(stage.folder / "metrics.jsonl").rows()])
+titles = {"reward_unit": "test reward", "pass_rate": "share passed", "length": "tokens per program", "loss": "cross-entropy"}
+known = [name for name in titles if name in history and history[name].notna().any()]
+if known:
+    figure = figures.learning_curves(history, known, titles=[titles[name] for name in known])
+    stage.save_figure(figure, f"{stage.key}/curves", history[["arm", "seed", "step", *known]])
+    shown = " and ".join(titles[name] for name in known)
+    display(Image(filename=str(stage.path(f"{stage.key}/curves.png")), alt=f"{shown} of arm {arm} over its steps", width=860))
+else:
+    print(f"{arm} trains nothing: there are no curves.")
+
+# %% [markdown]
+# ## Do the two memories help while training?
+#
+# * **inner_gain** = mean $R_{unit}$ of query rollouts ($\theta + \delta_x$) - mean $R_{unit}$ of plain support rollouts ($\theta$):
+#   what one inner step buys on the same tasks.
+# * **memory_effect** = mean $R_{unit}$ with the recalled text - without it, same tasks: it also moves the utility of the
+#   recalled neighbours.
+#
+# An empty cell means *unknown* (the arm has no such part, or there was nothing to compare), not zero.
+
+# %%
+columns = ["step", "inner_gain", "inner_norm", "memory_effect", "memory_prompts", "zero_variance", "entropy", "grad_norm"]
+parts = history[[name for name in columns if name in history]] if len(history) else history
+display(parts.tail(12).style.hide(axis="index").format(precision=3, na_rep=""))
+
+# %% [markdown]
+# ## How the programs of each step ended
+#
+# Exception classes, `pass`, `fail` (ran, wrong answer), `timeout`. On the way up a model usually trades syntax errors for
+# run-time errors, and those for plain wrong answers.
+
+# %%
+errors = pd.DataFrame(history["errors"].tolist(), index=history["step"]) if "errors" in history else pd.DataFrame()
+errors = errors[errors.sum().sort_values(ascending=False).index[:10]].fillna(0).astype(int)  # the ten most frequent
+display(errors.tail(12) if len(errors) else Markdown(f"*{arm} ran no programs while training.*"))
+timings = pd.DataFrame(JsonLines(stage.folder / "timings.jsonl").rows())
+if len(timings):
+    spent = timings.drop(columns="step").sum()
+    print("seconds:", ", ".join(f"{name} {value:.1f}" for name, value in spent.items()))
+
+# %% [markdown]
+# ## Evaluation on problems that were never trained on
+#
+# **zero-shot**: $\theta$ and the plain prompt. **+LTM**: the same, with what the training memory recalls in the prompt; the
+# memory is opened read-only, and its content hash before and after must be the same. Whatever is sampled is saved with its
+# verdict, so that anybody can score it again.
+
+# %%
+judge, memory, samples = StaticJudge(), stage.folder / "memory.sqlite", {}
+files = {"zero-shot": "samples.jsonl.gz"}
+if arm in config.eval.ltm_arms and memory.is_file():
+    files["+LTM"] = "samples-ltm.jsonl.gz"
+    with LongTermMemory(memory, read_only=True) as store:
+        before = store.content_hash()
+with Sandbox(config.sandbox) as sandbox:
+    layers = dict(sandbox.layers)
+    for mode, name in files.items():
+        recalled = memory if mode == "+LTM" else None
+        samples[mode] = evaluate(policy, config, seed, sandbox, judge, mode=mode, memory=recalled, progress=not batch)
+        save_samples(stage.folder / name, samples[mode])
+if "+LTM" in files:
+    with LongTermMemory(memory, read_only=True) as store:
+        assert store.content_hash() == before, "the evaluation changed the memory"
+    print("the memory is the same before and after:", before[:16])
+
+# %%
+summary = pd.DataFrame(
+    [{"mode": mode, **row} for mode, found in samples.items() for row in summarise([found], draws=config.eval.bootstrap)]
+)
+columns = ["mode", "benchmark", "metric", "value", "ci_low", "ci_high", "n", "timeouts", "unknown"]
+display(summary[columns].style.hide(axis="index").format(precision=3))
+
+# %% [markdown]
+# The evaluation card says what somebody needs to repeat this: problems and their fingerprints, decoding, limits, sandbox
+# layers, judge, memory.
+
+# %%
+tasks = {name: benchmark_tasks(config, name) for name in config.tasks.benchmarks}
+cards = {
+    mode: evaluation_card(
+        [task for own in tasks.values() for task in own],
+        config.eval,
+        config.sandbox,
+        model=policy.name if arm == "base" else f"{policy.name} with {stage.key}/adapter",
+        mode=mode,
+        seeds=[seed],
+        layers=layers,
+        judge=judge,
+        memory=before if mode == "+LTM" else None,
+    )
+    for mode in files
+}
+write_json(stage.folder / "card.json", cards)
+stage.note(data={name: fingerprint(own) for name, own in tasks.items()}, sandbox=layers)
+print(", ".join(f"{name}: {len(own)} problems" for name, own in tasks.items()))
+
+# %% [markdown]
+# ## A few of its programs
+#
+# The first one of each outcome, as the model wrote it.
+
+# %%
+firsts = {}
+for sample in samples["zero-shot"]:
+    firsts.setdefault(sample.status, sample)
+for status, sample in list(firsts.items())[:4]:
+    verdict = f"**{sample.task_id}**: {status}" + (f" ({sample.error_class})" if sample.error_class not in ("", status) else "")
+    display(Markdown(f"{verdict}\n\n````python\n{sample.code[:700].strip()}\n````"))
+
+# %% [markdown]
+# ## What we saw
+
+# %%
+lines = []
+for row in summary.to_dict("records"):
+    span = f"{row['value']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
+    lines.append(f"{row['benchmark']}, {row['mode']}, {row['metric']}: {span} of {row['n']} problems")
+outcomes = Counter(sample.status for sample in samples["zero-shot"])
+lines.append("zero-shot outcomes: " + ", ".join(f"{count} {status}" for status, count in outcomes.most_common()))
+if "reward_unit" in history and len(history) > 1:
+    first, last = history["reward_unit"].iloc[0], history["reward_unit"].iloc[-1]
+    lines.append(f"training reward {first:+.2f} at the first step, {last:+.2f} at the last, of {len(history)} steps")
+for name, text in (("inner_gain", "the inner step"), ("memory_effect", "recalled text")):
+    values = history[name].dropna().astype(float) if name in history else []
+    if len(values):
+        lines.append(f"{text} changed the reward by {values.mean():+.3f} on average over {len(values)} steps")
+display(Markdown("\n".join(f"* {line}" for line in lines)))
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Three programs of a group all fail with the same reward. What does the outer step learn from them, and which column of
+#    the table above counts such groups?
+#
+# <details><summary>Solution</summary>
+#
+# Every $a_i$ is 0, so their policy gradient is 0 (only $L_{sl}$ and $L_{negative}$ act). `zero_variance` is the share of such
+# groups. The graded reward ($-0.3 + 1.3\rho$ for a share $\rho$ of passed tests) makes them rarer than a 0/1 reward would.
+#
+# </details>
+#
+# 2. Run the arm `falcon-inner` with the same seed. Which columns become empty, and do the support rollouts of step 1 differ?
+#
+# <details><summary>Solution</summary>
+#
+# `inner_gain` and `inner_norm` are unknown without an inner loop. The random stream of a rollout is a hash of
+# (seed, step, task, rollout), so rollouts of step 1 that both arms sample under the same prompt are the same programs: switching
+# one part off cannot shift another part's randomness.
+#
+# </details>
+
+# %%
+wanted = ("metrics.jsonl", "budget.json", "card.json", "memory.sqlite", "adapter", *files.values())
+stage.finish([f"{stage.key}/{name}" for name in wanted if (stage.folder / name).exists()])

@@ -1,0 +1,255 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 07 · Benchmarks: the main table, with its uncertainty
+#
+# @@BADGE@@
+#
+# **Question.** Which arms solve more held-out problems than the untrained model, and is any difference larger than chance?
+#
+# **Reads** `train/<arm>-s<seed>/`: scored samples, cards, metrics (from 06). **Writes** `tables/main.csv`, `tables/paired.csv`,
+# `tables/outcomes.csv`, `tables/errors.csv`, `figures/pass_at_k`, `figures/paired`, `figures/learning`.
+#
+# **Run time**: about 10 seconds on CPU with any profile; no GPU, no model. It reads files only.
+
+# %%
+@@BOOTSTRAP@@
+
+# %%
+import pandas as pd
+from IPython.display import Image, Markdown, display
+
+from falconlib.evaluation.score import load_samples
+from falconlib.evaluation.stats import pass_at_k, wilson
+from falconlib.files import read_json
+from falconlib.records import STATUSES
+from falconlib.reporting import figures, start
+from falconlib.reporting.pairs import pass_differences
+from falconlib.reporting.tables import SAMPLES, main_table, metrics_table, summary, training_runs
+
+# %% tags=["parameters"]
+profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small, paper
+results: str = ""  # results folder; "" is $FALCON_RESULTS, or results/ of the repository
+overrides: dict = {}  # settings that differ from the profile's, by dotted name
+
+# %%
+stage = start("07_benchmarks", {"profile": profile, "results": results, "overrides": overrides})
+
+# %% [markdown]
+# ## By hand first: pass@k, and how sure we may be
+#
+# A problem got $n$ samples, $c$ of them pass. The chance that at least one of $k$ drawn samples passes is
+#
+# $$\text{pass@}k = 1 - \binom{n-c}{k} \Big/ \binom{n}{k}$$
+#
+# With $n = 4$ and $c = 1$: one draw finds the one good sample in 1 of 4 cases; of the 6 pairs, 3 hold it; four draws take them all.
+#
+# And when 0 of 16 problems are solved, the rate is *not* known to be zero: Wilson's interval reaches up to
+# $z^2/(n + z^2) = 3.84/19.84 \approx 0.19$.
+
+# %%
+by_hand = [pass_at_k(4, 1, k) for k in (1, 2, 4)]  # pass@k = 1 - C(n - c, k) / C(n, k)
+assert by_hand == [0.25, 0.5, 1.0]
+low, high = wilson(0, 16)
+print(f"pass@1, 2, 4 of one pass in four samples: {by_hand}; 0 of 16 solved: between {low:.0%} and {high:.0%}")
+
+# %% [markdown]
+# ## Which runs are compared
+#
+# Every complete training run in the folder. Their evaluation cards must agree on problems, decoding and limits: else their
+# numbers may not stand in one table, and the next cell stops.
+
+# %%
+first = f"{stage.profile.arms[0]}-s{stage.profile.seeds[0]}"
+train = stage.find(f"train/{first}/samples.jsonl.gz").parents[1]
+runs, cards = training_runs(train), {}
+for folder in (folder for folders in runs.values() for folder in folders):
+    for name in sorted({*SAMPLES.values(), "card.json", "budget.json", "metrics.jsonl"}):
+        if (folder / name).is_file():
+            stage.find(f"train/{folder.name}/{name}")  # notes in the manifest what was read
+    cards[folder.name] = read_json(folder / "card.json")["zero-shot"]
+shared = ("benchmarks", "decoding", "limits", "judge", "estimator", "interval")
+for name, card in cards.items():
+    odd = [field for field in shared if card[field] != cards[first][field]]
+    assert not odd, f"{name} was evaluated with other {', '.join(odd)} than {first}: run its stage again"
+print("arms and seeds:", ", ".join(cards))
+if stage.from_reference:
+    print("These runs were not made here: they are the committed reference results.")
+
+# %% [markdown]
+# ### The evaluation card
+#
+# What somebody needs to repeat the table below.
+
+# %%
+card = cards[first]
+facts = {"model": card["model"] + " (base); the other arms: with their own adapter"}
+for name, found in card["benchmarks"].items():
+    facts[name] = f"{found['tasks']} problems ({', '.join(found['splits'])}), fingerprint {found['fingerprint'][:16]}"
+facts["decoding"] = ", ".join(f"{key} {value}" for key, value in card["decoding"].items() if key != "ltm_arms")
+facts["limits"] = ", ".join(f"{key} {value}" for key, value in card["limits"].items())
+facts |= {key: card[key] for key in ("judge", "estimator", "interval")}
+display(Markdown("| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in facts.items())))
+
+# %% [markdown]
+# ## The main table
+#
+# Percent of problems solved, with 95 % intervals. `zero-shot` and `+LTM` (retrieved text in the prompt) are different modes and
+# stay apart. The CSV also holds what each arm cost: sampled completions, trained tokens, seconds, configurations tried.
+
+# %%
+main = main_table(train, draws=stage.profile.eval.bootstrap)
+stage.save_table(main, "tables/main")
+display(summary(main).style.hide(axis="index"))
+costs = ["arm", "seeds", "completions", "trained_tokens", "wall_s", "configs_tried", "device"]
+display(main[costs].drop_duplicates("arm").style.hide(axis="index").format(precision=0, na_rep="unknown"))
+
+# %%
+headline = "pass@1" if "pass@1" in set(main["metric"]) else "greedy"  # greedy where the profile draws no samples
+shown = main[main["metric"] == headline]
+stage.save_figure(figures.pass_rates(shown), "figures/pass_at_k", shown)
+alt = f"Share of problems solved per arm, with 95 % intervals, one panel for each of {', '.join(shown['benchmark'].unique())}"
+display(Image(filename=str(stage.path("figures/pass_at_k.png")), alt=alt, width=900))
+
+# %% [markdown]
+# *Figure: share of problems solved by each arm (pass@1 where samples were drawn, else greedy); bars are 95 % intervals, modes differ by marker and colour. Overlapping intervals
+# of arms that met the same problems say little: the paired differences below are the sharper comparison.*
+#
+# ## How the programs ended: time-outs counted apart
+#
+# A time-out is a failed program, but it also depends on the machine; `infra_error` means that *our* harness broke: no verdict,
+# left out of every rate, never counted as a failure.
+
+# %%
+samples = {
+    (arm, mode): [load_samples(folder / name) for folder in folders if (folder / name).is_file()]
+    for arm, folders in runs.items()
+    for mode, name in SAMPLES.items()
+}
+samples = {key: found for key, found in samples.items() if found}
+rows = [(*key, s.benchmark, s.status, s.error_class) for key, found in samples.items() for run in found for s in run]
+ends = pd.DataFrame(rows, columns=["arm", "mode", "benchmark", "status", "error_class"])
+outcomes = ends.groupby(["arm", "mode", "benchmark"], sort=False)["status"].value_counts().unstack(fill_value=0)
+outcomes = outcomes.reindex(columns=[*STATUSES, "infra_error"], fill_value=0).reset_index().rename_axis(columns=None)
+stage.save_table(outcomes, "tables/outcomes")
+display(outcomes.style.hide(axis="index"))
+
+# %% [markdown]
+# ## Error classes before and after
+#
+# Zero-shot programs that did not pass, by exception class (or `fail` for a wrong answer), in percent of the arm's programs. Training that
+# buys programs which *run* moves weight from the upper rows of this table to `fail`, without solving one problem more.
+
+# %%
+failed = ends[(ends["mode"] == "zero-shot") & (ends["status"] != "pass")]
+kind = failed["error_class"].where(~failed["status"].isin(["fail", "timeout"]), failed["status"])
+counts = pd.crosstab(kind.rename("error"), failed["arm"]).reindex(columns=list(runs), fill_value=0)
+totals = ends[ends["mode"] == "zero-shot"].groupby("arm").size().reindex(counts.columns)
+errors = (counts / totals).loc[counts.sum(axis=1).sort_values(ascending=False).index]
+stage.save_table(errors.reset_index(), "tables/errors")
+display(errors.head(12).style.format("{:.0%}"))
+
+# %% [markdown]
+# ## Paired differences
+#
+# All arms met the same problems, so the difference is taken problem by problem, then its interval by bootstrap (problems; with
+# several seeds: seeds, then problems). Many comparisons are made at once: `p_holm` is adjusted for that (Holm).
+
+# %%
+against = "base" if "base" in runs else next(iter(runs))
+pairs = {
+    f"{arm} - {against}": (samples[arm, "zero-shot"], samples[against, "zero-shot"]) for arm in runs if arm != against
+}
+for arm, mode in samples:
+    if mode != "zero-shot":
+        pairs[f"{arm} {mode} - {arm}"] = (samples[arm, mode], samples[arm, "zero-shot"])
+paired = pass_differences(pairs, draws=stage.profile.eval.bootstrap)
+stage.save_table(paired, "tables/paired")
+shown = paired[paired["metric"] == headline]
+shown = shown.assign(comparison=shown["comparison"] + ", " + shown["benchmark"])
+stage.save_figure(figures.paired_differences(shown), "figures/paired", shown)
+alt = f"Differences to {against} in the share of solved problems with 95 % intervals, one line per arm and benchmark"
+display(Image(filename=str(stage.path("figures/paired.png")), alt=alt, width=760))
+display(paired.style.hide(axis="index").format(precision=3, na_rep=""))
+
+# %% [markdown]
+# *Figure: difference in the share of solved problems, paired by problem, with 95 % intervals. An interval that crosses the
+# vertical line at 0 is compatible with no difference.*
+#
+# ## What training looked like
+
+# %%
+metrics = metrics_table(train)
+if "reward_unit" in metrics:
+    learnt = metrics[metrics["reward_unit"].notna()]
+    titles = {"reward_unit": "test reward", "pass_rate": "share passed", "length": "tokens per program"}
+    stage.save_figure(
+        figures.learning_curves(learnt, list(titles), titles=list(titles.values())),
+        "figures/learning",
+        learnt[["arm", "seed", "step", *titles]],
+    )
+    alt = f"Test reward, share passed and program length over the training steps of {', '.join(learnt['arm'].unique())}"
+    display(Image(filename=str(stage.path("figures/learning.png")), alt=alt, width=900))
+else:
+    print("no arm with reinforcement learning ran: there are no curves")
+
+# %% [markdown]
+# *Figure: means over each step's rollouts, on training tasks, one line per arm (thin lines and a band when there are several seeds).
+# The same $R_{unit}$ is shown for all arms, since their total rewards hold different terms.*
+#
+# ## What we saw
+
+# %%
+lines = []
+for (benchmark, metric), part in main[main["mode"] == "zero-shot"].groupby(["benchmark", "metric"], sort=False):
+    best = part.sort_values("value", ascending=False, kind="stable").iloc[0]
+    span = f"{best['value']:.1%} [{best['ci_low']:.1%}, {best['ci_high']:.1%}] of {best['n']} problems"
+    ties = part["arm"][part["value"] == best["value"]].tolist()
+    lines.append(f"{benchmark}, {metric}: highest is {' and '.join(ties)} with {span}, {best['seeds']} seed(s)")
+clear = paired[(paired["ci_low"] > 0) | (paired["ci_high"] < 0)]
+kept = int((paired["p_holm"] < 0.05).sum())
+lines.append(f"{len(clear)} of {len(paired)} paired intervals exclude 0; {kept} stay significant after Holm's adjustment")
+lines += [f"{row.comparison}, {row.benchmark} {row.metric}: {row.difference:+.1%}" for row in clear.itertuples()]
+if not kept:
+    lines.append("so this run shows **no difference between the arms that chance would not explain**; it does not rank them")
+lost, late = int(outcomes["infra_error"].sum()), int(outcomes["timeout"].sum())
+lines.append(f"{late} of {len(ends)} programs timed out, {lost} got no verdict")
+display(Markdown("\n".join(f"* {line}" for line in lines)))
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. With 16 problems and one seed, how large must a paired difference be before its interval excludes 0, if the better arm
+#    loses no problem that the other one solves?
+#
+# <details><summary>Solution</summary>
+#
+# The bootstrap draws 16 problems with replacement. With $d$ problems gained, a draw holds none of them with probability
+# $(1 - d/16)^{16}$; the lower bound leaves 0 when that is below 2.5 %: $d = 3$ gives 3.6 %, $d = 4$ gives 1.0 %. So four problems,
+# 25 points. Differences of a few points need hundreds of problems and several seeds.
+#
+# </details>
+#
+# 2. Why may a problem whose verdict is `infra_error` not count as unsolved?
+#
+# <details><summary>Solution</summary>
+#
+# It says nothing about the program. If the harness breaks more often for one arm (longer programs, more memory), counting its
+# breakage as failures turns a property of the machine into a difference between arms. It is left out on both sides and counted.
+#
+# </details>
+
+# %%
+stage.finish()

@@ -1,0 +1,236 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 08 · Ablations: one switch off at a time
+#
+# @@BADGE@@
+#
+# **Question.** Which part of FALCON does the work: the long-term memory, the short-term memory, the inner loop, the AI feedback, the
+# error line, or the supervised term?
+#
+# **Reads** the runs of the ablation arms. Training them again costs more than all other arms together, so when this run did not
+# train them, this notebook plots **committed logs** (`results/reference/<profile>/ablations/`) and prints the command that made them;
+# where there are none, it shows the arms that did run, and says so.
+# **Writes** `tables/ablations.csv`, `figures/ablations`, `figures/ablation_curves`.
+#
+# **Run time**: about 10 seconds on CPU with any profile; no GPU, no model. It reads files only.
+
+# %%
+@@BOOTSTRAP@@
+
+# %%
+import pandas as pd
+from IPython.display import Image, Markdown, display
+
+from falconlib.evaluation.score import load_samples, summarise
+from falconlib.evaluation.stats import holm
+from falconlib.files import read_json
+from falconlib.reporting import figures, start
+from falconlib.reporting.pairs import pass_differences
+from falconlib.reporting.run import reference_roots
+from falconlib.reporting.tables import metrics_table, training_runs
+from falconlib.training.arms import SETTINGS
+
+# %% tags=["parameters"]
+profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small, paper
+results: str = ""  # results folder; "" is $FALCON_RESULTS, or results/ of the repository
+overrides: dict = {}  # settings that differ from the profile's, by dotted name
+
+# %%
+stage = start("08_ablations", {"profile": profile, "results": results, "overrides": overrides})
+
+# %% [markdown]
+# ## By hand first: many comparisons at once
+#
+# Six switches are six comparisons, and one in twenty "succeeds" at $p < 0.05$ by luck alone. Holm's adjustment orders the $m$
+# p-values and multiplies the smallest by $m$, the next by $m - 1$, and so on, never letting a later one fall below an earlier one:
+#
+# $$\tilde p_{(i)} = \max_{j \le i} \min\bigl(1, (m - j + 1)\, p_{(j)}\bigr)$$
+#
+# For 0.01, 0.04, 0.03: $3 \times 0.01 = 0.03$; then $2 \times 0.03 = 0.06$; then $1 \times 0.04$, which may not be below 0.06. Only one of three survives.
+
+# %%
+adjusted = holm([0.01, 0.04, 0.03])  # p~_(i) = max over j <= i of (m - j + 1) p_(j)
+assert [round(p, 9) for p in adjusted] == [0.03, 0.06, 0.06]
+print("adjusted:", [round(p, 3) for p in adjusted])
+
+# %% [markdown]
+# ## What each ablation switches off
+#
+# An ablation is FALCON with the settings below and nothing else; the tests of the library check that each switch removes its
+# part and leaves the random streams of the others alone.
+
+# %%
+switches = [arm for arm in SETTINGS if arm.startswith("falcon-")]
+rows = {arm: {name: str(value) for name, value in SETTINGS[arm][1].items()} for arm in switches}
+table = pd.DataFrame(rows).T.fillna("")
+display(table.style.set_caption("setting of the ablation; empty: as in FALCON"))
+
+# %% [markdown]
+# ## Where the runs come from
+#
+# First choice: this run trained every ablation arm of the profile. Else the committed logs. Else the arms of the grid.
+
+# %%
+wanted, seeds = stage.profile.ablations, stage.profile.seeds
+own, logs = stage.root / "train", reference_roots(stage.profile.name)[0] / "ablations"
+missing = [arm for arm in wanted for s in seeds if not (own / f"{arm}-s{s}" / "manifest.json").is_file()]
+if not missing:
+    train, source = own, "this run"
+elif (logs / "train").is_dir():
+    train, source = logs / "train", "committed logs"
+else:
+    train, source = stage.find(f"train/{stage.profile.arms[0]}-s{seeds[0]}").parent, "arms of the grid"
+found = training_runs(train)
+if source == "arms of the grid":
+    trained = [arm for arm in found if SETTINGS[arm][1] is not None]
+    found = {arm: found[arm] for arm in trained} or found
+else:
+    found = {arm: folders for arm, folders in found.items() if arm.startswith("falcon")}
+for folder in (folder for folders in found.values() for folder in folders):
+    for name in ("samples.jsonl.gz", "metrics.jsonl", "run.json"):
+        if (folder / name).is_file():
+            stage.find(f"{'ablations/' if source == 'committed logs' else ''}train/{folder.name}/{name}")  # notes what was read
+print(f"source: {source}; arms: {', '.join(found)}")
+
+# %%
+facts = [read_json(folder / "run.json") for folders in found.values() for folder in folders]
+commands, steps = {run["command"] for run in facts}, {run["config"]["train"]["steps"] for run in facts}
+again = f"falconlib run --profile {profile} --only 06 --set arms={','.join(['falcon', *switches])}"
+says = {
+    "this run": "Every ablation arm of the profile was trained by this run.",
+    "committed logs": "**These runs were not made here.** The curves and numbers below are read from logs committed to the "
+    f"repository, made by `{'`, `'.join(sorted(commands))}`.",
+    "arms of the grid": f"**This is no ablation.** Not trained in this run: {', '.join(dict.fromkeys(missing))}; no committed logs "
+    "either. What follows compares the arms that did run, so that the notebook can be read; it says nothing about FALCON's parts.",
+}
+display(Markdown(f"{says[source]}\n\nTo train them: `{again}` (hours with profile `small`, about a minute per arm with `quick`)."))
+
+# %% [markdown]
+# ## The table
+#
+# Zero-shot pass rates on held-out problems. `difference` = ablation - FALCON, paired by problem: **below zero means that the part
+# helps**, since without it fewer problems are solved. `p_holm` is adjusted for all rows.
+
+# %%
+samples = {arm: [load_samples(folder / "samples.jsonl.gz") for folder in folders] for arm, folders in found.items()}
+draws, full = stage.profile.eval.bootstrap, "falcon" if "falcon" in samples else next(iter(samples))
+rates = pd.DataFrame([{"arm": arm, **row} for arm, runs in samples.items() for row in summarise(runs, draws=draws)])
+pairs = {arm: (runs, samples[full]) for arm, runs in samples.items() if arm != full}
+differences = pass_differences(pairs, draws=draws).rename(columns={"comparison": "arm"})
+differences = differences.rename(columns={"ci_low": "difference_low", "ci_high": "difference_high"}).drop(columns="n")
+ablations = rates.drop(columns=["interval", "completions"]).merge(differences, how="left", on=["arm", "benchmark", "metric"])
+ablations.insert(1, "what", [SETTINGS[arm][0] for arm in ablations["arm"]])
+ablations = ablations.assign(against=full, source=source)
+stage.save_table(ablations, "tables/ablations")
+shown = ["arm", "benchmark", "metric", "value", "ci_low", "ci_high", "difference", "difference_low", "difference_high", "p_holm", "n"]
+display(ablations[shown].style.hide(axis="index").format(precision=3, na_rep=""))
+
+# %%
+headline = "pass@1" if "pass@1" in set(ablations["metric"]) else "greedy"
+drawn = ablations[(ablations["metric"] == headline) & ablations["difference"].notna()]
+lines = drawn[["difference", "difference_low", "difference_high"]].set_axis(["difference", "ci_low", "ci_high"], axis=1)
+lines = lines.assign(comparison=drawn["arm"] + " - " + full + ", " + drawn["benchmark"])
+figure = figures.paired_differences(lines, f"difference to {full} in the share of solved problems ({headline})")
+stage.save_figure(figure, "figures/ablations", lines)
+alt = f"Differences of {', '.join(dict.fromkeys(drawn['arm']))} to {full} in the share of solved problems, with 95 % intervals"
+display(Image(filename=str(stage.path("figures/ablations.png")), alt=alt, width=760))
+
+# %% [markdown]
+# *Figure: one line per ablation and benchmark, its paired difference to the full method with the 95 % interval. Left of the vertical
+# line: solving fewer problems than the full method.*
+#
+# ## Learning curves
+#
+# The test reward alone may be compared across ablations: the total reward of an arm without AI feedback lacks terms of the others.
+
+# %%
+metrics = metrics_table(train)
+metrics = metrics[metrics["arm"].isin(found) & metrics.get("reward_unit", pd.Series(index=metrics.index)).notna()]
+titles = {"reward_unit": "test reward", "pass_rate": "share passed", "inner_gain": "gain of the inner step"}
+if len(metrics):
+    curves = metrics[["arm", "seed", "step", *titles]]
+    figure = figures.learning_curves(curves, list(titles), titles=list(titles.values()))
+    stage.save_figure(figure, "figures/ablation_curves", curves)
+    alt = f"Test reward, share passed and inner-step gain over the steps of {', '.join(dict.fromkeys(curves['arm']))}"
+    display(Image(filename=str(stage.path("figures/ablation_curves.png")), alt=alt, width=900))
+else:
+    print("none of these arms trains by reinforcement: there are no curves")
+
+# %% [markdown]
+# *Figure: means over each step's rollouts, one line per arm. An arm without an inner loop has no line in the right panel.*
+#
+# ## Temperature
+#
+# Pass rate of the same model against the sampling temperature: low temperatures repeat the best guess (good pass@1), higher ones try
+# different programs (pass@k catches up), too high ones write nonsense. The samples are committed where they were drawn.
+
+# %%
+points = []
+for file in sorted((logs / "temperature").glob("*/samples.jsonl.gz")):
+    temperature = read_json(file.with_name("run.json"))["config"]["eval"]["temperature"]
+    rows = summarise([load_samples(stage.find(f"ablations/temperature/{file.parent.name}/{file.name}"))], draws=draws)
+    points += [{"temperature": temperature, **row} for row in rows if row["metric"] != "greedy"]
+if points:
+    heat = pd.DataFrame(points).sort_values(["metric", "temperature"])
+    curves = heat.pivot(index=["benchmark", "temperature"], columns="metric", values="value").reset_index()
+    curves = curves.rename(columns={"benchmark": "arm"}).assign(seed=0)  # one line per benchmark
+    figure = figures.learning_curves(curves, sorted(set(heat["metric"])), x="temperature")
+    stage.save_figure(figure, "figures/temperature", heat)
+    alt = "Share of problems solved against the sampling temperature, one line per benchmark"
+    display(Image(filename=str(stage.path("figures/temperature.png")), alt=alt, width=760))
+else:
+    one = f"falconlib run --profile {profile} --only base-s0 --set arms=base --set eval.samples=8 --set eval.temperature=0.2"
+    print(f"No samples at other temperatures are committed. Per temperature: {one}")
+
+# %% [markdown]
+# ## What we saw
+
+# %%
+size = f"{len(found)} arms, {max(len(f) for f in found.values())} seed(s), {' or '.join(map(str, sorted(steps)))} steps each"
+lines = [f"source: {source}; {size}"]
+for row in ablations[ablations["difference"].notna() & (ablations["metric"] == headline)].itertuples():
+    span = f"{row.difference:+.1%} [{row.difference_low:+.1%}, {row.difference_high:+.1%}]"
+    side = "includes 0" if row.difference_low <= 0 <= row.difference_high else "excludes 0"
+    lines.append(f"{row.arm} against {full}, {row.benchmark}: {span}, which {side}")
+sure = int((ablations["p_holm"] < 0.05).sum())
+lines.append(f"{sure} of {int(ablations['difference'].notna().sum())} differences are significant after Holm's adjustment")
+if not sure:
+    lines.append("so **no part is shown to help or to harm** by these runs")
+display(Markdown("\n".join(f"* {line}" for line in lines)))
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. FALCON minus its inner loop solves two problems more than FALCON. Name two explanations besides "the inner loop harms".
+#
+# <details><summary>Solution</summary>
+#
+# Chance: two of sixteen problems lie well inside the interval. And a real trade: with an inner loop half of the rollouts come from
+# adapted policies, so fewer rollouts estimate the gradient at $\theta$ itself, while zero-shot evaluation measures exactly $\theta$.
+#
+# </details>
+#
+# 2. Why is `falcon-ltm` not the same as RLTF?
+#
+# <details><summary>Solution</summary>
+#
+# It still has the inner loop and the AI feedback. Compare their settings: `configure(stage.profile, "rltf", 0)` against
+# `configure(stage.profile, "falcon-ltm", 0)`. RLTF also sets `inner.steps = 0` and the weights of the AI feedback to 0.
+#
+# </details>
+
+# %%
+stage.finish()

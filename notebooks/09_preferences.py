@@ -1,0 +1,197 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 09 · Preferences: style, complexity, instruction following
+#
+# @@BADGE@@
+#
+# **Question.** Are the programs *better written* after training than before, and does AI feedback in the reward have to do with it?
+#
+# **Reads** `train/<arm>-s<seed>/samples.jsonl.gz`: held-out programs with the judge's scores (from 06).
+# **Writes** `tables/preferences.csv`, `figures/preferences`.
+#
+# **Run time**: about 10 seconds on CPU with any profile; no GPU, no model. It reads files only.
+#
+# The paper reports preference scores on CODAL-Bench, where a large model grades programs written to an instruction. We use its three
+# aspects and its scale on our own held-out problems, with a judge that needs no key and no network.
+
+# %%
+@@BOOTSTRAP@@
+
+# %%
+import html
+
+import pandas as pd
+from IPython.display import HTML, Image, Markdown, display
+
+from falconlib.evaluation.score import load_samples
+from falconlib.judge import StaticJudge
+from falconlib.records import Task
+from falconlib.reporting import figures, start
+from falconlib.reporting.pairs import ASPECTS, score_differences
+from falconlib.reporting.tables import training_runs
+
+# %% tags=["parameters"]
+profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small, paper
+results: str = ""  # results folder; "" is $FALCON_RESULTS, or results/ of the repository
+overrides: dict = {}  # settings that differ from the profile's, by dotted name
+
+# %%
+stage = start("09_preferences", {"profile": profile, "results": results, "overrides": overrides})
+
+# %% [markdown]
+# ## By hand first: what the judge sees
+#
+# Each aspect gets -1, 0, 1 or 2. The static judge reads a program and never runs it:
+#
+# * **style**: ruff messages per logical line: none gives 2, at most one in four lines 1, at most 0.6 per line 0, else -1;
+# * **complexity**: cognitive complexity of the hardest function: up to 4 gives 2, up to 9 gives 1, up to 15 gives 0, else -1;
+# * **instruction**: does the program define what was asked for, with that signature, and nothing to read or print? No fault gives 2.
+#
+# Two programs for "Return the larger of two numbers." Both are right. The first: one `return`, no branch: 2, 2, 2. The second
+# has the wrong name, which only instruction following minds; three nested `if` cost $1 + 2 + 3 = 6$: a complexity score of 1; and ruff
+# would join them: a style score below 2.
+
+# %%
+larger = Task("worked/1", "worked", "test", "Return the larger of two numbers.", "larger", ("assert larger(1, 2) == 2",))
+plain = "def larger(a, b):\n    return max(a, b)\n"
+nested = "def biggest(a, b):\n    if a > b:\n        if a != b:\n            if a is not None:\n                return a\n    return b\n"
+worked = StaticJudge().score_many([(larger, plain), (larger, nested)])
+assert (worked[0].style, worked[0].complexity, worked[0].instruction) == (2, 2, 2)
+assert worked[1].complexity == 1 and worked[1].instruction < 2 and worked[1].style < 2
+pd.DataFrame(worked, index=["one return", "nested, wrong name"])
+
+# %% [markdown]
+# ## Which programs
+#
+# Zero-shot programs of every arm. The judge scored those that *load*: text that does not even run says nothing about style. So
+# an arm that loads more programs is judged on more of them, and a plain mean over arms would compare different problems.
+
+# %%
+train = stage.find(f"train/{stage.profile.arms[0]}-s{stage.profile.seeds[0]}/samples.jsonl.gz").parents[1]
+runs = {
+    arm: [load_samples(stage.find(f"train/{folder.name}/samples.jsonl.gz")) for folder in folders]
+    for arm, folders in training_runs(train).items()
+}
+rows = []
+for arm, found in runs.items():
+    programs = [sample.scores for run in found for sample in run]
+    judged = [scores for scores in programs if any(getattr(scores, aspect) is not None for aspect in ASPECTS)]
+    means = {f"mean {a}": pd.Series([getattr(s, a) for s in judged], dtype=float).mean() for a in ASPECTS}
+    rows.append({"arm": arm, "programs": len(programs), "judged": len(judged), **means})
+if stage.from_reference:
+    print("These runs were not made here: they are the committed reference results.")
+display(pd.DataFrame(rows).style.hide(axis="index").format(precision=2, na_rep="unknown"))
+
+# %% [markdown]
+# ## Before and after, problem by problem
+#
+# For every problem that was judged **both** before (base) and after (the arm), with $s(x)$ the mean score of its judged programs:
+#
+# $$\Delta = \frac{1}{|P|}\sum_{x \in P} \bigl(s_{after}(x) - s_{before}(x)\bigr), \qquad P = \{x : \text{judged on both sides}\}$$
+#
+# `better`, `same`, `worse` count the problems by sign: the preference in the paper's sense. `not_loaded` and `unjudged` are unknown,
+# not zero: they stay out and are counted.
+
+# %%
+before = "base" if "base" in runs else next(iter(runs))
+pairs = {arm: (found, runs[before]) for arm, found in runs.items() if arm != before}
+preferences = score_differences(pairs, draws=stage.profile.eval.bootstrap).rename(columns={"comparison": "arm"})
+preferences = preferences.assign(against=before, judge=StaticJudge().version)
+stage.save_table(preferences, "tables/preferences")
+shown = preferences.drop(columns=["against", "judge", "p"])
+display(shown.style.hide(axis="index").format(precision=2, na_rep="unknown"))
+
+# %%
+drawn = preferences[preferences["difference"].notna()]
+drawn = drawn.assign(comparison=drawn["arm"] + " - " + before + ", " + drawn["aspect"])
+drawn = drawn[["comparison", "difference", "ci_low", "ci_high"]]
+if len(drawn):
+    stage.save_figure(figures.paired_differences(drawn, "difference in the judge's score (-1 to 2)"), "figures/preferences", drawn)
+    alt = f"Differences to {before} in the judge's style, complexity and instruction scores with 95 % intervals, one line each"
+    display(Image(filename=str(stage.path("figures/preferences.png")), alt=alt, width=760))
+else:
+    print("no problem was judged on both sides: there is nothing to draw")
+
+# %% [markdown]
+# *Figure: change of each score, paired by problem, with 95 % intervals; right of the vertical line: better written than before.*
+#
+# A caution that belongs to every such table: this judge also gave the AI feedback in FALCON's training reward. A gain shows that the
+# arm learnt what *this judge* likes. And scores do not ask whether the program is right: that is table 07.
+#
+# ## Side by side
+#
+# The problems whose scores changed most between before and after, at most three; greedy programs where there are any.
+
+# %%
+after = "falcon" if "falcon" in runs else list(runs)[-1]
+first = {}
+for arm in (before, after):
+    for sample in runs[arm][0]:
+        first.setdefault((sample.benchmark, sample.task_id), {}).setdefault(arm, sample)
+changes = []
+for both in first.values():
+    known = [[getattr(both[arm].scores, aspect) for aspect in ASPECTS] for arm in (before, after) if arm in both]
+    if len(known) == 2 and all(score is not None for scores in known for score in scores):
+        changes.append((sum(abs(b - a) for a, b in zip(*known, strict=True)), both, known))
+for _, both, known in sorted(changes, key=lambda change: -change[0])[:3]:
+    cells = ""
+    for arm, scores in zip((before, after), known, strict=True):
+        verdict = f"{arm}: {both[arm].status}; " + ", ".join(f"{a} {s}" for a, s in zip(ASPECTS, scores, strict=True))
+        code = html.escape(both[arm].code.strip("\n")[-600:])
+        cells += f'<td style="vertical-align:top;text-align:left"><b>{verdict}</b><pre>{code}</pre></td>'
+    display(HTML(f"<table><caption>{html.escape(both[before].task_id)}</caption><tr>{cells}</tr></table>"))
+print(f"{len(changes)} problems have a judged first program of both {before} and {after}")
+
+# %% [markdown]
+# ## What we saw
+
+# %%
+lines = []
+for row in preferences.itertuples():
+    if row.n:
+        span = f"{row.difference:+.2f} [{row.ci_low:+.2f}, {row.ci_high:+.2f}]"
+        lines.append(f"{row.arm}, {row.aspect}: {span} on {row.n} problems, {row.better} better and {row.worse} worse")
+    else:
+        lines.append(f"{row.arm}, {row.aspect}: unknown, no problem was judged on both sides")
+sure = preferences[preferences["p_holm"] < 0.05]
+lines.append(f"{len(sure)} of {len(preferences)} changes stay significant after Holm's adjustment")
+lines.append(f"at most {preferences['not_loaded'].max()} programs of a comparison did not load, {preferences['unjudged'].max()} lack a score")
+display(Markdown("\n".join(f"* {line}" for line in lines)))
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. An arm learns to answer every task with `def f(x): pass`. What happens to its three scores, and what protects the training
+#    reward from that?
+#
+# <details><summary>Solution</summary>
+#
+# Style and complexity become perfect; instruction following falls if name or signature are wrong, else it is nearly perfect too. In
+# the reward, the weights are so small (0.04 each, scaled down with the number of tests) that no combination of judge scores can reverse
+# the order given by the unit tests: passing one test more always wins.
+#
+# </details>
+#
+# 2. Arm A loads 30 programs with a mean style of 1.2, arm B loads 20 with 1.5. Is B's style better?
+#
+# <details><summary>Solution</summary>
+#
+# Not shown. B may simply fail to load its worst ten. Compare only the problems that both loaded, as the table above does.
+#
+# </details>
+
+# %%
+stage.finish()

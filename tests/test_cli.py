@@ -1,0 +1,234 @@
+"""The command line: exit codes, one clear message, typed settings, and the small commands end to end."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from falconlib import cli, doctor
+from falconlib.config import Profile
+from falconlib.errors import FalconError
+from falconlib.evaluation.submissions import load_submissions
+from falconlib.reporting.tables import MAIN
+from falconlib.tasks import load_tasks
+
+
+def call(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = cli.main(list(arguments))
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+@pytest.mark.parametrize(
+    ("pair", "value"),
+    [
+        ("train.steps=5", 5),
+        ("train.lr=1e-5", 1e-5),
+        ("train.lr=1", 1.0),
+        ("long_term.enabled=false", False),
+        ("model.name=1e10", "1e10"),
+        ("model.name=a=b", "a=b"),
+        ("arms=grpo,falcon", ["grpo", "falcon"]),
+        ("seeds=0,1", [0, 1]),
+        ("eval.ltm_arms=", []),
+    ],
+)
+def test_settings_are_read_by_the_type_of_their_field(pair, value):
+    found = cli.parse_settings([pair])[pair.partition("=")[0]]
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("train.steps", "name=value is expected"),
+        ("train.stepz=5", "unknown parameter 'train.stepz'"),
+        ("train.steps.x=5", "unknown parameter 'train.steps.x'"),
+        ("train=5", "parameter train is a group of settings"),
+        ("train.steps=5.0", "has the wrong type: int is expected"),
+        ("train.lr=fast", "has the wrong type: float is expected"),
+        ("long_term.enabled=no", "has the wrong type: bool is expected"),
+        ("seeds=a", "is expected"),
+    ],
+)
+def test_bad_settings_are_refused(pair, message):
+    with pytest.raises(FalconError, match=message):
+        cli.parse_settings([pair])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--profile", "nope"], "unknown profile 'nope'"),
+        (["run", "--profile", "smoke", "--set", "arms=gpro"], "unknown arm 'gpro'"),
+        (["run", "--profile", "smoke", "--set", "tasks.train=basix"], "unknown task set 'basix'"),
+        (["run", "--profile", "smoke", "--set", "train.lr=x"], "float is expected"),
+        (["train", "--arm", "gpro"], "unknown arm 'gpro'"),
+        (["doctor", "--profile", "nope"], "unknown profile"),
+        (["score", "none.jsonl"], "none.jsonl is missing"),
+        (["compare", "none", "none"], "none is missing"),
+        (["memory", "stats", "none.sqlite"], "none.sqlite is no long-term memory"),
+    ],
+)
+def test_bad_input_gives_one_message_and_2(capsys, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.setenv("FALCON_RESULTS", str(tmp_path))
+    code, out, err = call(capsys, *arguments)
+    assert code == 2 and out == "" and err.startswith("falconlib: ") and message in err and "Traceback" not in err
+    assert "remedy: " in err and not list(tmp_path.iterdir())
+
+
+def test_usage_errors_and_help(capsys):
+    assert call(capsys)[0] == 2 and call(capsys, "fly")[0] == 2 and call(capsys, "--help")[0] == 0
+    assert call(capsys, "--version")[1].startswith("0.")
+
+
+def test_every_command_explains_itself(capsys):
+    commands = ["run", "doctor", "train", "eval", "solve", "score", "compare", "sandbox check"]
+    for command in commands + [f"memory {name}" for name in ("stats", "search", "export", "verify")]:
+        code, out, _ = call(capsys, *command.split(), "--help")
+        assert code == 0 and out.startswith(f"usage: falconlib {command}")
+
+
+def test_python_m_is_the_same_and_an_interrupt_gives_130(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "falconlib", "run", "--profile", "nope"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "unknown profile" in done.stderr
+    script = "import sys, time\nfrom falconlib import cli, graph\n"
+    script += "def slow(*_, **__):\n    print('ready', flush=True)\n    time.sleep(30)\n"
+    script += "graph.Workflow = slow\nsys.exit(cli.main(['run', '--profile', 'smoke']))"
+    for how in (signal.SIGINT, signal.SIGTERM):
+        child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert child.stdout.readline() == "ready\n"
+        os.kill(child.pid, how)
+        _, err = child.communicate(timeout=20)
+        assert child.returncode == 130 and err == "falconlib: interrupted; the same command resumes\n"
+
+
+def main_csv(folder, value: float) -> None:
+    (folder / "tables").mkdir(parents=True)
+    row = {name: "" for name in MAIN} | {"benchmark": "humaneval", "mode": "zero-shot", "arm": "base", "metric": "greedy"}
+    row |= {"value": value, "ci_low": value - 0.05, "ci_high": value + 0.05, "seeds": 1, "n": 16}
+    (folder / "tables/main.csv").write_text(",".join(MAIN) + "\n" + ",".join(str(row[name]) for name in MAIN) + "\n")
+
+
+def test_compare_says_within_or_outside(capsys, tmp_path):
+    for name, value in (("a", 0.2), ("b", 0.21), ("c", 0.6)):
+        main_csv(tmp_path / name, value)
+    code, out, _ = call(capsys, "compare", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert code == 0 and "0.200 -> 0.210, +0.010" in out and out.rstrip().endswith("within")
+    assert call(capsys, "compare", str(tmp_path / "a"), str(tmp_path / "c/tables/main.csv"))[1].rstrip().endswith("outside")
+
+
+def submission(tmp_path, *rows: dict):
+    path = tmp_path / "samples.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_submissions_in_the_formats_of_the_field(tmp_path):
+    tasks = load_tasks("humaneval")[:2]
+    first, second = tasks
+    body = first.gold[len(first.prompt) :]
+    path = submission(
+        tmp_path,
+        {"task_id": first.task_id, "completion": body},
+        {"task_id": second.task_id, "solution": second.gold, "other": 1},
+        {"task_id": first.task_id, "completion": f"```python\n{first.gold}\n```"},
+    )
+    samples = load_submissions(path, tasks)
+    assert [(s.task_id, s.index) for s in samples] == [(first.task_id, 0), (second.task_id, 0), (first.task_id, 1)]
+    assert samples[0].code.strip() == first.gold.strip() and samples[1].code == second.gold
+    assert not any(s.greedy for s in samples)
+    namespace: dict = {}
+    exec(compile(samples[2].code, "gold", "exec"), namespace)  # our own data: a gold program, fenced
+    assert first.entry_point in namespace
+    with pytest.raises(FalconError, match=r"samples.jsonl line 1: task 'HumanEval/999' is not in this task set"):
+        load_submissions(submission(tmp_path, {"task_id": "HumanEval/999", "completion": ""}), tasks)
+    with pytest.raises(FalconError, match="line 1: field 'completion' is missing"):
+        load_submissions(submission(tmp_path, {"task_id": first.task_id}), tasks)
+
+
+def test_score_runs_submissions_in_the_sandbox(capsys, tmp_path):
+    pytest.importorskip("falconlib.sandbox.check", reason="the sandbox is not there")
+    golds = load_tasks("humaneval")[:3]
+    rows = [{"task_id": t.task_id, "solution": t.gold} for t in golds[:2]]
+    path = submission(tmp_path, *rows, {"task_id": golds[2].task_id, "solution": "def nothing(): pass"})
+    code, out, _ = call(capsys, "score", str(path), "--out", str(tmp_path / "verdicts.jsonl.gz"))
+    assert code == 0 and "humaneval pass@1 0.6667" in out and "n = 3" in out and (tmp_path / "verdicts.jsonl.gz").is_file()
+
+
+def test_memory_commands_read_a_memory(capsys, tmp_path):
+    from falconlib.memory import HashedTfidf, LongTermMemory
+
+    path = tmp_path / "memory.sqlite"
+    tasks = load_tasks("basics", "train")[:5]
+    with LongTermMemory(path, HashedTfidf()) as memory:
+        memory.add_tasks(tasks)
+        memory.add_golds(tasks)
+    before = path.read_bytes()
+    code, out, _ = call(capsys, "memory", "stats", str(path))
+    assert code == 0 and json.loads(out)["tasks"] == 5 and json.loads(out)["gold"] == 5
+    code, out, _ = call(capsys, "memory", "search", str(path), tasks[0].prompt, "--k", "1")
+    assert code == 0 and tasks[0].task_id in out and len(out.splitlines()) >= 1
+    assert call(capsys, "memory", "verify", str(path))[:2] == (0, "sound\n")
+    assert call(capsys, "memory", "export", str(path), "--out", str(tmp_path / "all.parquet"))[0] == 0
+    assert (tmp_path / "all.parquet").stat().st_size > 0 and path.read_bytes() == before
+    path.write_bytes(b"no database" * 100)
+    assert call(capsys, "memory", "stats", str(path))[0] == 2
+
+
+# -- doctor
+
+
+def test_the_doctor_prints_a_row_and_a_remedy_each(capsys):
+    rows = [doctor.Row("Python", "OK", "3.11"), doctor.Row("faiss", "missing", "two builds at once: a b", "pip uninstall -y a b")]
+    text = doctor.as_text(rows)
+    assert (
+        text.splitlines()[1].split()[:2] == ["faiss", "missing"]
+        and text.splitlines()[2].strip() == "remedy: pip uninstall -y a b"
+    )
+
+
+def test_the_doctor_examines_everything():
+    names = [row.name for row in doctor.examine("smoke")]
+    assert names[:6] == ["Python", "torch", "faiss", "sandbox", "libseccomp2", "model"] and names[-3:] == [
+        "results",
+        "disk",
+        "memory",
+    ]
+
+
+def test_the_doctor_sees_two_faiss_builds(monkeypatch):
+    class Distribution:
+        def __init__(self, name):
+            self.metadata = {"Name": name}
+
+    monkeypatch.setattr(
+        doctor.importlib.metadata, "distributions", lambda: [Distribution("faiss-cpu"), Distribution("faiss-gpu")]
+    )
+    row = doctor.faiss_row(Profile())
+    assert (
+        row.state == "missing"
+        and "two builds at once: faiss-cpu faiss-gpu" in row.detail
+        and row.remedy.startswith("pip uninstall")
+    )
+
+
+def test_the_doctor_reports_a_missing_model_and_a_full_disk(monkeypatch, tmp_path):
+    monkeypatch.setenv("FALCON_CACHE", str(tmp_path))
+    rows = {row.name: row for row in doctor.examine("quick")}
+    assert rows["model"].state == "missing" and "make setup" in rows["model"].remedy
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+    assert doctor.disk_row(Profile()).state == "missing"
+
+
+def test_the_command_starts_quickly():
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "falconlib", "--help"], capture_output=True, check=True)
+    assert time.perf_counter() - began < 2

@@ -1,0 +1,168 @@
+"""The generation engine and the fast weights: exact against the plain way, deterministic, and leaving no trace."""
+
+import pytest
+import torch
+
+from falconlib.config import LoraConfig, ModelConfig
+from falconlib.errors import FalconError
+from falconlib.policy.fast_weights import FastWeights, normalised_step
+from falconlib.policy.generate import Row, generate, merged, sample, stream
+from falconlib.policy.models import load_policy, resolve_device
+from falconlib.training.losses import Example, collate, completion_logits, token_logprobs
+
+PROMPTS = ["def add(a, b):", "Write a function that reverses a text.\n```python\n", "x"]
+ROWS = [Row(i % 3, 50 + i, i % 3) for i in range(9)]
+
+
+def run(policy, rows=ROWS, **settings):
+    return generate(policy, PROMPTS, rows, **{"max_new_tokens": 10, "temperature": 0.8, **settings})
+
+
+def random_deltas(policy, tasks, scale=0.2):
+    generator = torch.Generator().manual_seed(1)
+    return {n: scale * torch.randn(d.shape, generator=generator) for n, d in FastWeights(policy.model).zeros(tasks).items()}
+
+
+def test_same_seeds_give_the_same_completions_and_other_seeds_others(tiny_policy):
+    first, again = run(tiny_policy), run(tiny_policy)
+    assert first == again
+    assert run(tiny_policy, [Row(r.prompt, r.seed + 1000, r.task) for r in ROWS]) != first
+
+
+def test_a_row_keeps_its_random_stream_when_others_come_and_go(tiny_policy):
+    alone = run(tiny_policy, ROWS[4:5])
+    assert alone[0].tokens == run(tiny_policy)[4].tokens
+
+
+@pytest.mark.parametrize("batch_rows", [1, 4, 64])
+def test_batch_size_changes_nothing(tiny_policy, batch_rows):
+    assert [c.tokens for c in run(tiny_policy, batch_rows=batch_rows)] == [c.tokens for c in run(tiny_policy)]
+
+
+def test_log_probs_equal_those_of_a_plain_forward_with_unmerged_adapters(tiny_policy):
+    completions = run(tiny_policy)
+    examples = [Example(PROMPTS[r.prompt], c.tokens) for r, c in zip(ROWS, completions, strict=True)]
+    batch = collate(tiny_policy, examples)
+    plain = token_logprobs(completion_logits(tiny_policy, examples, batch.tokens), batch.tokens, 0.8)
+    for row, completion in zip(plain, completions, strict=True):
+        assert torch.allclose(row[: len(completion.tokens)], torch.tensor(completion.logprobs), atol=1e-4)
+
+
+def test_greedy_equals_transformers_generate(tiny_policy):
+    ours = run(tiny_policy, [Row(0, 0)], temperature=0)[0].tokens
+    ids = torch.tensor([tiny_policy.encode(PROMPTS[0])])
+    theirs = tiny_policy.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False)
+    assert list(ours) == theirs[0, ids.shape[1] :].tolist()[: len(ours)]
+
+
+def test_merging_leaves_the_weights_bit_for_bit(tiny_policy):
+    before = {n: p.clone() for n, p in tiny_policy.model.named_parameters()}
+    with merged(tiny_policy):
+        changed = [n for n, p in tiny_policy.model.named_parameters() if not torch.equal(p, before[n])]
+    assert changed
+    assert all(torch.equal(p, before[n]) for n, p in tiny_policy.model.named_parameters())
+
+
+def test_merging_is_undone_after_an_error(tiny_policy):
+    before = {n: p.clone() for n, p in tiny_policy.model.named_parameters()}
+    with pytest.raises(RuntimeError), merged(tiny_policy):
+        raise RuntimeError
+    assert all(torch.equal(p, before[n]) for n, p in tiny_policy.model.named_parameters())
+
+
+def test_a_stop_text_ends_a_completion(tiny_policy):
+    letter = next(c.text for c in run(tiny_policy) if c.text.strip()).strip()[0]
+    for completion in run(tiny_policy, stop=(letter,)):
+        assert not completion.finished or letter in completion.text or completion.tokens[-1] == tiny_policy.eos
+    assert any(c.finished and letter in c.text for c in run(tiny_policy, stop=(letter,)))
+
+
+def test_sampling_follows_the_distribution():
+    logits = torch.tensor([[0.0, 1.0, 2.0]]).repeat(4000, 1)
+    token, logprob = sample(logits, stream(0, 4000), 0.5, 1.0)
+    expected = torch.softmax(logits[0] / 0.5, -1)
+    assert torch.allclose(torch.bincount(token, minlength=3) / 4000, expected, atol=0.03)
+    assert torch.allclose(logprob.exp(), expected[token])
+
+
+def test_top_p_drops_the_tail_and_keeps_the_token_that_crosses_it():
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(500, 1)
+    assert sorted(set(sample(logits, stream(0, 500), 1.0, 0.6)[0].tolist())) == [0, 1]
+    assert sorted(set(sample(logits, stream(0, 500), 1.0, 1.0)[0].tolist())) == [0, 1, 2, 3]
+
+
+def test_zero_deltas_change_no_bit(tiny_policy):
+    examples = [Example(PROMPTS[0], (5, 6, 7))]
+    batch = collate(tiny_policy, examples)
+    plain = completion_logits(tiny_policy, examples, batch.tokens)
+    fast = FastWeights(tiny_policy.model)
+    with fast.active(fast.zeros(1)):
+        fast.select(batch.task)
+        assert torch.equal(completion_logits(tiny_policy, examples, batch.tokens), plain)
+    assert torch.equal(completion_logits(tiny_policy, examples, batch.tokens), plain)
+
+
+def test_adapted_generation_in_one_batch_equals_one_task_at_a_time(tiny_policy):
+    deltas = random_deltas(tiny_policy, 3)
+    together = run(tiny_policy, deltas=deltas)
+    assert [c.tokens for c in together] != [c.tokens for c in run(tiny_policy)]
+    for task in range(3):
+        rows = [Row(r.prompt, r.seed, 0) for r in ROWS if r.task == task]
+        alone = run(tiny_policy, rows, deltas={n: d[task : task + 1] for n, d in deltas.items()})
+        assert [c.tokens for c in alone] == [c.tokens for c, r in zip(together, ROWS, strict=True) if r.task == task]
+
+
+def test_an_inner_step_has_length_alpha_and_is_zero_without_gradient():
+    deltas = {"a": torch.zeros(2, 3, 2), "b": torch.zeros(2, 4, 2)}
+    gradients = {n: torch.randn(d.shape) for n, d in deltas.items()}
+    for g in gradients.values():
+        g[1] = 0
+    stepped, norms = normalised_step(deltas, gradients, 0.1)
+    length = torch.sqrt(sum(d.pow(2).sum((1, 2)) for d in stepped.values()))
+    assert torch.allclose(length, torch.tensor([0.1, 0.0]), atol=1e-6) and norms[1] == 0
+    assert all(torch.isfinite(d).all() for d in stepped.values())
+
+
+def test_an_encoder_decoder_model_loads_and_samples(tmp_path):
+    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+    tokenizer = load_policy(ModelConfig(name="tiny", threads=1)).tokenizer
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    shape = {
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 64,
+        "num_layers": 2,
+        "num_heads": 4,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+    }
+    torch.manual_seed(0)
+    T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), eos_token_id=0, **shape)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    policy = load_policy(ModelConfig(name=str(tmp_path), threads=1), LoraConfig(r=4, alpha=8, top_layers=1))
+    assert policy.seq2seq
+    completions = run(policy, ROWS[:3])
+    assert completions == run(policy, ROWS[:3])
+    examples = [Example(PROMPTS[r.prompt], c.tokens) for r, c in zip(ROWS[:3], completions, strict=True)]
+    batch = collate(policy, examples)
+    plain = token_logprobs(completion_logits(policy, examples, batch.tokens), batch.tokens, 0.8)
+    assert torch.allclose(plain[0, : len(completions[0].tokens)], torch.tensor(completions[0].logprobs), atol=1e-3)
+
+
+def test_only_the_last_layers_get_adapters():
+    policy = load_policy(ModelConfig(name="tiny", threads=1), LoraConfig(r=2, alpha=4, top_layers=1))
+    trained = [n for n, p in policy.model.named_parameters() if p.requires_grad]
+    assert trained and all("layers.1." in n for n in trained)
+
+
+def test_bad_input_gets_one_clear_error(tiny_policy, tmp_path):
+    with pytest.raises(FalconError, match="context holds"):
+        generate(tiny_policy, ["word " * 3000], [Row(0, 0)], max_new_tokens=4, temperature=1.0)
+    with pytest.raises(FalconError, match="could not be loaded"):
+        load_policy(ModelConfig(name=str(tmp_path)))
+    with pytest.raises(FalconError, match="no adapter"):
+        load_policy(ModelConfig(name="tiny"), adapter=tmp_path)
+    if not torch.cuda.is_available():
+        with pytest.raises(FalconError, match="no GPU"):
+            resolve_device("cuda")

@@ -1,0 +1,349 @@
+"""Run folders, tables, figures and the report: provenance, atomic writes, exact columns, the same bytes twice."""
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from falconlib import files
+from falconlib.errors import FalconError
+from falconlib.evaluation.score import Sample, save_samples
+from falconlib.files import JsonLines, canonical, read_json, sha256, write_json, write_text
+from falconlib.reporting import figures, report, run, start, tables
+
+
+def begin(tmp_path, notebook="04_long_term_memory", **changes):
+    return start(notebook, {"profile": "smoke", "results": str(tmp_path), "overrides": {}, **changes})
+
+
+# -- parameters
+
+
+@pytest.mark.parametrize(
+    ("notebook", "changes", "message"),
+    [
+        ("04_long_term_memory", {"profile": "smok"}, "unknown profile 'smok'"),
+        ("04_long_term_memory", {"profile": 3}, "profile = 3 of 04_long_term_memory: str is expected"),
+        ("04_long_term_memory", {"overrides": "{}"}, "overrides = '{}' of 04_long_term_memory: dict is expected"),
+        ("04_long_term_memory", {"overrides": {"train.stepz": 1}}, "unknown parameter 'train.stepz'"),
+        ("04_long_term_memory", {"overrides": {"train.steps": "1e2"}}, "has the wrong type: int is expected"),
+        ("04_long_term_memory", {"arm": "grpo"}, "unknown parameter of 04_long_term_memory 'arm'"),
+        ("06_train", {"arm": "gpro", "seed": 0}, "unknown arm 'gpro'"),
+        ("06_train", {"arm": "grpo", "seed": "0"}, "seed = '0' of 06_train: int is expected"),
+        ("06_train", {"arm": "grpo", "seed": True}, "seed = True of 06_train: int is expected"),
+        ("06_train", {"arm": "grpo"}, "parameter seed of 06_train is missing"),
+    ],
+)
+def test_wrong_parameters_are_refused_before_anything_is_written(tmp_path, notebook, changes, message):
+    with pytest.raises(FalconError, match=re.escape(message)):
+        begin(tmp_path, notebook, **changes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_results_folder_moves_with_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("FALCON_RESULTS", str(tmp_path / "elsewhere"))
+    assert begin("").folder == tmp_path / "elsewhere/runs/smoke/04_long_term_memory"
+    monkeypatch.delenv("FALCON_RESULTS")
+    assert run.results_root() == run.REPO / "results"
+
+
+def test_the_grid_sets_arm_and_seed(tmp_path):
+    stage = begin(tmp_path, "06_train", arm="rltf", seed=3, overrides={"train.steps": 7})
+    assert stage.folder == tmp_path / "runs/smoke/train/rltf-s3"
+    assert (stage.profile.train.arm, stage.profile.train.seed, stage.profile.train.steps) == ("rltf", 3, 7)
+
+
+# -- run.json and manifest.json
+
+
+def test_run_json_is_a_birth_certificate(tmp_path):
+    stage = begin(tmp_path)
+    before = read_json(stage.folder / "run.json")
+    assert before["complete"] is False and before["wall_s"] is None and before["model"] is None and before["sandbox"] is None
+    stage.note(model="abc", sandbox={"seccomp": "on"}, configs_tried=2)
+    stage.finish()
+    after = read_json(stage.folder / "run.json")
+    assert after["complete"] and after["wall_s"] >= 0 and after["model"] == "abc" and after["configs_tried"] == 2
+    assert after["config"]["train"]["group"] == 4 and after["packages"]["torch"] and set(after["git"]) == {"commit", "dirty"}
+    assert after["device"].startswith(("cpu: ", "cuda: ")) and after["dtype"] == "float32" and after["seed"] == 0
+    assert str(run.REPO) not in json.dumps(after)
+
+
+def test_the_manifest_comes_last_and_lists_every_hash(tmp_path):
+    stage = begin(tmp_path)
+    table = stage.save_table(pd.DataFrame({"a": [1, 2]}), "tables/retrieval")
+    (stage.folder / "more").mkdir()
+    (stage.folder / "more/x.bin").write_bytes(b"x")
+    assert not (stage.folder / "manifest.json").exists()
+    stage.finish([stage.folder / "more"])
+    outputs = read_json(stage.folder / "manifest.json")["outputs"]
+    assert outputs == {
+        "tables/retrieval.csv": sha256(table),
+        "04_long_term_memory/more/x.bin": sha256(stage.folder / "more/x.bin"),
+    }
+    begin(tmp_path)
+    assert not (stage.folder / "manifest.json").exists(), "a new run begins by taking the old proof away"
+
+
+@pytest.mark.parametrize("output", ["tables/none.csv", "../outside.txt"])
+def test_a_missing_output_leaves_no_manifest(tmp_path, output):
+    stage = begin(tmp_path)
+    (stage.root.parent / "outside.txt").write_text("x")
+    with pytest.raises(FalconError, match="is no file below"):
+        stage.finish([output])
+    assert not (stage.folder / "manifest.json").exists()
+
+
+def test_find_takes_complete_stages_then_the_reference(tmp_path, monkeypatch):
+    reference = tmp_path / "reference"
+    write_text(reference / "sft-s0/samples.txt", "old")
+    monkeypatch.setattr(run, "reference_roots", lambda profile: [reference])
+    reader = begin(tmp_path, "07_benchmarks")
+    with pytest.raises(FalconError, match=r"tables/x\.csv is not there"):
+        reader.find("tables/x.csv")
+    assert reader.find("sft-s0/samples.txt") == reference / "sft-s0/samples.txt" and reader.from_reference == [
+        "sft-s0/samples.txt"
+    ]
+    assert read_json(reader.folder / "run.json")["from_reference"] == ["sft-s0/samples.txt"]
+    writer = begin(tmp_path, "06_train", arm="sft", seed=0)
+    write_text(writer.folder / "samples.txt", "new")
+    write_text(reference / "train/sft-s0/samples.txt", "old")
+    assert reader.find("train/sft-s0/samples.txt").read_text() == "old", "half-made results are not read"
+    writer.finish([writer.folder / "samples.txt"])
+    assert reader.find("train/sft-s0/samples.txt").read_text() == "new"
+    assert reader.inputs["train/sft-s0/samples.txt"] == sha256(writer.folder / "samples.txt")
+
+
+# -- files
+
+
+def test_whole_files_or_nothing(tmp_path, monkeypatch):
+    path = write_text(tmp_path / "a" / "b.txt", "one")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(FalconError, match=r"cannot write .*b\.txt: No space left on device\n  remedy: free some disk space"):
+        write_text(path, "two")
+    assert path.read_text() == "one" and [p.name for p in path.parent.iterdir()] == ["b.txt"]
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from falconlib.errors import FalconError
+from falconlib.files import JsonLines
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+log = JsonLines(Path(sys.argv[1]))
+log.append({"step": 1})
+resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))  # the second row fits only in part
+try:
+    log.append({"step": 2})
+except FalconError as error:
+    print(error)
+"""
+
+
+def test_a_row_that_does_not_fit_leaves_no_half_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("cannot write ") and "remedy: free some disk space" in done.stdout
+    assert path.read_text() == '{"step":1}\n'
+    with pytest.raises(FalconError, match="No space left on device" if Path("/dev/full").exists() else "cannot write"):
+        JsonLines(Path("/dev/full")).append({"step": 1})
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+    (tmp_path / "runs").write_text("x")
+    with pytest.raises(FalconError, match="cannot write"):
+        begin(tmp_path)
+
+
+def test_json_has_one_spelling_and_no_nan():
+    import numpy as np
+
+    assert canonical({"b": np.float64(0.5), "a": None}) == '{"a":null,"b":0.5}'
+    with pytest.raises(FalconError, match="numbers must be finite"):
+        canonical({"loss": float("nan")})
+
+
+def test_json_lines_survive_a_kill_and_go_back_to_a_checkpoint(tmp_path):
+    log = JsonLines(tmp_path / "metrics.jsonl")
+    assert log.rows() == []
+    for step in range(4):
+        log.append({"step": step, "reward": 0.1 * step})
+    with open(log.path, "ab") as handle:
+        handle.write(b'{"step": 4, "rew')
+    assert [row["step"] for row in log.rows()] == [0, 1, 2, 3]
+    log.truncate(1)
+    log.append({"step": 2, "reward": 0.2})
+    assert log.path.read_text() == '{"reward":0.0,"step":0}\n{"reward":0.1,"step":1}\n{"reward":0.2,"step":2}\n'
+    log.path.write_text("{\n")
+    with pytest.raises(FalconError, match="holds a broken line"):
+        log.rows()
+
+
+def test_broken_json_is_named(tmp_path):
+    path = write_text(tmp_path / "run.json", "[1")
+    with pytest.raises(FalconError, match=r"run\.json cannot be read"):
+        read_json(path)
+    write_json(path, [1])
+    with pytest.raises(FalconError, match="holds list, not an object"):
+        read_json(path)
+
+
+# -- tables
+
+
+def sample(task, index, status, greedy=False, benchmark="humaneval"):
+    return Sample(f"{benchmark}/{task}", benchmark, index, "", "", greedy, 3, status, float(status == "pass"))
+
+
+@pytest.fixture
+def train(tmp_path) -> Path:
+    """Two arms, falcon with two seeds and two modes; one unfinished run that must not count."""
+    for arm, seed, passes in [("base", 0, 1), ("falcon", 0, 2), ("falcon", 1, 3), ("grpo", 0, 4)]:
+        folder = tmp_path / "train" / f"{arm}-s{seed}"
+        save_samples(folder / "samples.jsonl.gz", [sample(i, 0, "pass" if i < passes else "fail", True) for i in range(4)])
+        facts = {"wall_s": 10.0 + seed, "device": "cpu: x", "configs_tried": 2 if arm == "falcon" else None}
+        write_json(folder / "run.json", facts)
+        if arm == "falcon":
+            save_samples(folder / "samples-ltm.jsonl.gz", [sample(i, 0, "pass", True) for i in range(4)])
+            write_json(folder / "budget.json", {"completions": 8 + 2 * seed, "trained_tokens": 100})
+            JsonLines(folder / "metrics.jsonl").append({"step": 1, "reward": 0.5, "errors": {"NameError": 1}})
+        if arm != "grpo":
+            write_json(folder / "manifest.json", {})
+    return tmp_path / "train"
+
+
+def test_the_main_table_has_exactly_its_columns(train):
+    frame = tables.main_table(train, draws=200)
+    names = "benchmark mode arm metric value ci_low ci_high seeds n completions trained_tokens wall_s configs_tried device"
+    assert " ".join(frame.columns) == names
+    assert frame[["arm", "mode", "value", "seeds", "n"]].values.tolist() == [
+        ["base", "zero-shot", 0.25, 1, 4],
+        ["falcon", "zero-shot", 0.625, 2, 4],
+        ["falcon", "+LTM", 1.0, 2, 4],
+    ]
+    falcon = frame.iloc[1]
+    assert (falcon.completions, falcon.trained_tokens, falcon.wall_s, falcon.configs_tried) == (9.0, 100.0, 10.5, 2.0)
+    assert pd.isna(frame.iloc[0].completions), "unknown is not zero"
+    assert (frame.ci_low <= frame.value).all() and (frame.value <= frame.ci_high).all() and frame.ci_high.max() <= 1
+
+
+def test_the_main_table_is_the_same_twice_and_prints(train, tmp_path):
+    one, two = (tables.write_csv(tables.main_table(train, draws=200), tmp_path / name) for name in ("a.csv", "b.csv"))
+    assert one.read_bytes() == two.read_bytes()
+    assert "falcon  greedy  0.625" in tables.as_text(one)
+    readme = report.readme_table(one)
+    assert "| arm | mode | humaneval greedy (n = 4) |" in readme and "| base | zero-shot | 25.0 [" in readme
+    one.write_text("a,b\n1,2\n")
+    with pytest.raises(FalconError, match="is no main table"):
+        tables.as_text(one)
+
+
+def test_metrics_of_all_runs_in_one_table(train):
+    frame = tables.metrics_table(train)
+    assert frame.to_dict("records") == [{"arm": "falcon", "seed": s, "step": 1, "reward": 0.5} for s in (0, 1)]
+    with pytest.raises(FalconError, match="holds no complete training run"):
+        tables.training_runs(train / "none")
+
+
+def test_markdown_leaves_the_unknown_empty():
+    frame = pd.DataFrame({"a": ["x|y", "z"], "b": [0.12345, None]})
+    assert tables.markdown(frame) == "| a | b |\n| --- | --- |\n| x\\|y | 0.123 |\n| z |  |\n"
+
+
+# -- figures
+
+
+def drawings():
+    curves = pd.DataFrame(
+        [{"arm": a, "seed": s, "step": t, "reward": t * 0.1 + s} for a in ("grpo", "falcon") for s in (0, 1) for t in (1, 2)]
+    )
+    rates = pd.DataFrame([["he", m, a, "greedy", 0.5, 0.2, 0.8, 4] for m in ("zero-shot", "+LTM") for a in ("base", "falcon")])
+    rates.columns = ["benchmark", "mode", "arm", "metric", "value", "ci_low", "ci_high", "n"]
+    stack = pd.DataFrame({"step": [1, 2], "unit": [-0.5, 0.3], "style": [0.02, None]})
+    pairs = pd.DataFrame({"comparison": ["minus LTM"], "difference": [0.1], "ci_low": [-0.1], "ci_high": [0.3]})
+    return {
+        "curves": (figures.learning_curves, curves),
+        "rates": (figures.pass_rates, rates),
+        "stack": (lambda frame: figures.reward_stack(frame, ["unit", "style"]), stack),
+        "pairs": (figures.paired_differences, pairs),
+    }
+
+
+@pytest.mark.parametrize("name", list(drawings()))
+def test_figures_give_the_same_bytes_and_legible_text(tmp_path, name):
+    draw, frame = drawings()[name]
+    for folder in ("a", "b"):
+        figures.save(draw(frame), tmp_path / folder / name, frame)
+    for ending in ("svg", "png", "csv"):
+        assert (tmp_path / "a" / f"{name}.{ending}").read_bytes() == (tmp_path / "b" / f"{name}.{ending}").read_bytes()
+    assert "dc:date" not in (tmp_path / "a" / f"{name}.svg").read_text()
+    figure = draw(frame)
+    figure.canvas.draw()
+    texts = [t for t in figure.findobj(lambda o: hasattr(o, "get_fontsize")) if t.get_text()]
+    assert texts and min(t.get_fontsize() for t in texts) >= 9
+
+
+def test_series_differ_by_marker_as_well_as_by_colour():
+    styles = figures.look(["a", "b", "c", "d", "e", "f", "g", "h"])
+    assert (
+        len(set(styles.values()))
+        == len({colour for colour, _ in styles.values()})
+        == len({mark for _, mark in styles.values()})
+        == 8
+    )
+
+
+# -- report
+
+
+def test_the_report_is_one_page_that_fetches_nothing(tmp_path):
+    stage = begin(tmp_path)
+    draw, frame = drawings()["pairs"]
+    stage.save_figure(draw(frame), "figures/pairs", frame)
+    stage.finish()
+    sections = [
+        report.Section("Results", tables.markdown(frame), (report.Figure("figures/pairs", "A dot right of zero", "Paired."),))
+    ]
+    text, page = report.write_report(stage.root, "A <title>", sections)
+    assert "![A dot right of zero](figures/pairs.png)" in text.read_text() and "## How this was made" in text.read_text()
+    html = page.read_text()
+    assert 'src="data:image/png;base64,' in html and "<title>A &lt;title&gt;</title>" in html and "<table>" in html
+    assert 'alt="A dot right of zero"' in html and not re.search(r'(src|href)="(?!data:)', html)
+    assert "04_long_term_memory" in html
+    with pytest.raises(FalconError, match=r"figure figures/none\.png is not in"):
+        report.write_report(stage.root, "t", [report.Section("x", "y", (report.Figure("figures/none", "a", "b"),))])
+
+
+def test_the_readme_table_goes_between_its_markers(tmp_path):
+    path = write_text(tmp_path / "README.md", f"before\n{report.START}\nold\n{report.END}\nafter\n")
+    report.update_readme(path, "| new |\n")
+    assert path.read_text() == f"before\n{report.START}\n| new |\n{report.END}\nafter\n"
+    path.write_text("no markers")
+    with pytest.raises(FalconError, match="does not hold"):
+        report.update_readme(path, "x")
+
+
+def test_publishing_takes_complete_runs_only(train, tmp_path, monkeypatch):
+    monkeypatch.setenv("FALCON_RESULTS", str(tmp_path / "results"))
+    root = tmp_path / "results/runs/smoke"
+    os.renames(train, root / "train")
+    readme = write_text(tmp_path / "README.md", f"{report.START}\n{report.END}\n")
+    with pytest.raises(FalconError, match=r"stage grpo-s0 .* is not complete"):
+        report.publish("smoke", readme, tmp_path / "reference")
+    write_json(root / "train/grpo-s0/manifest.json", {})
+    tables.write_csv(tables.main_table(root / "train", draws=100), root / "tables/main.csv")
+    write_text(root / "train/grpo-s0/checkpoints/step-1/x", "big")
+    target = report.publish("smoke", readme, tmp_path / "reference")
+    assert (target / "tables/main.csv").is_file() and not (target / "train/grpo-s0/checkpoints").exists()
+    assert "| grpo | zero-shot |" in readme.read_text()

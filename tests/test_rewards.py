@@ -1,0 +1,187 @@
+"""The reward equations: worked values, and the properties that make them safe to train on."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from falconlib.config import RewardConfig
+from falconlib.errors import FalconError
+from falconlib.records import INFRA_ERROR, Feedback, Reward, Scores
+from falconlib.rewards import (
+    ai_reward,
+    compose,
+    group_normalised,
+    leave_one_out,
+    long_term_reward,
+    token_advantages,
+    unit_reward,
+)
+
+CONFIG = RewardConfig()
+GRADES = st.sampled_from([None, -1, 0, 1, 2])
+TOTALS = st.lists(st.none() | st.floats(-2, 2, allow_subnormal=False), max_size=12)
+
+
+def feedback(status, ratio=0.0, tests=3, error="", scores=Scores()):  # noqa: B008
+    return Feedback(status, ratio, tests, error_class=error, scores=scores)
+
+
+@pytest.mark.parametrize(
+    "status, ratio, value",
+    [
+        ("pass", 1.0, 1.0),
+        ("pass", None, 1.0),
+        ("fail", 0.0, -0.3),
+        ("fail", 0.5, 0.35),
+        ("fail", None, None),
+        ("runtime_error", 0.9, -0.6),
+        ("timeout", 0.9, -0.6),
+        ("memory", 0.9, -0.6),
+        ("syntax_error", 0.0, -1.0),
+        (INFRA_ERROR, None, None),
+    ],
+)
+def test_unit_reward(status, ratio, value):
+    assert unit_reward(feedback(status, ratio)) == (value if value is None else pytest.approx(value))
+
+
+def test_unknown_statuses_and_grades_are_refused():
+    with pytest.raises(FalconError, match="unknown status 'passed'"):
+        unit_reward(feedback("passed"))
+    for score in (3, -2, 0.5):
+        with pytest.raises(FalconError, match="judge score"):
+            ai_reward(score)
+
+
+def test_ai_reward_is_the_rubric_on_minus_one_to_one():
+    assert [ai_reward(s) for s in (-1, 0, 1, 2)] == [-1.0, pytest.approx(-1 / 3), pytest.approx(1 / 3), 1.0]
+    assert ai_reward(None) is None
+
+
+def test_long_term_reward():
+    wrong = feedback("runtime_error", error="IndexError")
+    assert long_term_reward(wrong, {"IndexError"}) == -1.0
+    assert long_term_reward(wrong, {"KeyError"}) == 0.0
+    assert long_term_reward(wrong, None) is None
+    assert long_term_reward(feedback("pass"), {"", "IndexError"}) == 0.0
+    assert long_term_reward(feedback(INFRA_ERROR, error=INFRA_ERROR), {INFRA_ERROR}) is None
+
+
+def test_compose_worked_example():
+    """Two of three hidden tests, style 2, complexity 0, no instruction score, a frequent error; 3 tests, so scale 1."""
+    reward = compose(feedback("fail", 2 / 3, 3, "fail", Scores(2, 0, None)), {"fail"}, CONFIG)
+    unit, judged = -0.3 + 1.3 * 2 / 3, 0.04 - 0.04 / 3
+    expected = Reward(pytest.approx(unit), 1.0, pytest.approx(-1 / 3), None, -1.0, pytest.approx(unit + judged - 0.05))
+    assert reward == expected
+    many = compose(feedback("fail", 2 / 3, 43, "fail", Scores(2, 0, None)), {"fail"}, CONFIG)
+    assert many.total - many.unit == pytest.approx((reward.total - reward.unit) / 10)
+
+
+def classes(tests):
+    """Every unit outcome that a task with so many tests can have, of which `hidden` count for rho: (status, rho)."""
+    for hidden in range(1, tests + 1):
+        yield [("syntax_error", 0.0), ("runtime_error", 0.0), *[("fail", i / hidden) for i in range(hidden)], ("pass", 1.0)]
+
+
+@pytest.mark.parametrize("tests", range(1, 51))
+def test_no_combination_of_judge_terms_reverses_the_unit_order(tests):
+    """Best judged against worst judged, for every pair of neighbouring classes: ordered pairs then follow."""
+    best, worst = Scores(2, 2, 2), Scores(-1, -1, -1)
+    for outcomes in classes(tests):
+        for (low, rho_low), (high, rho_high) in itertools.pairwise(outcomes):
+            praised = compose(feedback(low, rho_low, tests, "E", best), set(), CONFIG)
+            blamed = compose(feedback(high, rho_high, tests, "E", worst), {"E"}, CONFIG)
+            assert praised.unit < blamed.unit and praised.total < blamed.total
+
+
+@given(st.integers(1, 50), st.data())
+def test_order_holds_for_any_scores(tests, data):
+    outcomes = data.draw(st.sampled_from(list(classes(tests))))
+    (i, j) = sorted(data.draw(st.lists(st.integers(0, len(outcomes) - 1), min_size=2, max_size=2, unique=True)))
+    totals = []
+    for status, rho in (outcomes[i], outcomes[j]):
+        scores = Scores(*(data.draw(GRADES) for _ in range(3)))
+        frequent = data.draw(st.sampled_from([None, frozenset(), frozenset({"E"})]))
+        totals.append(compose(feedback(status, rho, tests, "E", scores), frequent, CONFIG).total)
+    assert totals[0] < totals[1]
+
+
+def test_twice_the_weights_would_reverse_it():
+    """The property above is tight enough to be worth testing."""
+    heavy = replace(CONFIG, w_style=0.08, w_complexity=0.08, w_instruction=0.08)
+    praised = compose(feedback("runtime_error", 0, 3, "E", Scores(2, 2, 2)), set(), heavy)
+    blamed = compose(feedback("fail", 0, 3, "E", Scores(-1, -1, -1)), {"E"}, heavy)
+    assert praised.unit < blamed.unit and praised.total > blamed.total
+
+
+@given(GRADES, GRADES, GRADES, st.integers(0, 50), st.floats(0, 1))
+def test_weight_zero_changes_nothing(style, complexity, instruction, tests, ratio):
+    f = feedback("fail", ratio, tests, "E", Scores(style, complexity, instruction))
+    off = replace(CONFIG, w_style=0.0, w_complexity=0.0, w_instruction=0.0, w_long_term=0.0)
+    assert compose(f, {"E"}, off).total == unit_reward(f)
+    for name in ("style", "complexity", "instruction"):
+        absent = replace(f, scores=replace(f.scores, **{name: None}))
+        one_off = replace(CONFIG, **{f"w_{name}": 0.0})
+        assert compose(f, {"E"}, one_off).total == compose(absent, {"E"}, one_off).total == compose(absent, {"E"}, CONFIG).total
+    assert compose(f, {"E"}, replace(CONFIG, w_long_term=0.0)).total == compose(f, None, CONFIG).total
+
+
+def test_none_propagates():
+    broken = compose(feedback(INFRA_ERROR, None, 3, INFRA_ERROR, Scores(2, 2, 2)), {INFRA_ERROR}, CONFIG)
+    assert broken.unit is None and broken.total is None
+    assert compose(feedback("fail", None, 3, scores=Scores(2, 2, 2)), set(), CONFIG).total is None
+    assert compose(feedback("pass", 1.0), None, CONFIG) == Reward(1.0, None, None, None, None, 1.0)
+    assert leave_one_out([None, 1.0, 0.0])[0] is None and group_normalised([None, 1.0, 0.0])[0] is None
+    assert token_advantages(None, (0, 1), True, 0.3, 1.0) is None
+
+
+def test_leave_one_out():
+    assert leave_one_out([1.0, 0.0, -1.0, None]) == [1.5, 0.0, -1.5, None]
+    for few in ([], [1.0], [None, None], [None, 1.0]):
+        assert leave_one_out(few) == [None] * len(few) == group_normalised(few)
+
+
+def test_group_normalised_is_grpo():
+    numpy = pytest.importorskip("numpy")
+    totals = [1.0, -0.3, 0.35, -0.6]
+    expected = (numpy.array(totals) - numpy.mean(totals)) / (numpy.std(totals, ddof=1) + 1e-4)
+    assert group_normalised(totals) == pytest.approx(expected.tolist())
+    assert group_normalised([0.5, 0.5, None]) == [0.0, 0.0, None]
+
+
+@pytest.mark.parametrize("advantages", [leave_one_out, group_normalised])
+@given(totals=TOTALS, order=st.randoms(use_true_random=False))
+def test_permuting_a_group_permutes_its_advantages(advantages, totals, order):
+    places = list(range(len(totals)))
+    order.shuffle(places)
+    plain = advantages(totals)
+    assert advantages([totals[i] for i in places]) == [plain[i] for i in places]  # to the last bit
+
+
+@pytest.mark.parametrize("advantages", [leave_one_out, group_normalised])
+@given(totals=TOTALS)
+def test_advantages_sum_to_zero(advantages, totals):
+    found = advantages(totals)
+    assert [a is None for a in found] == [t is None or sum(u is not None for u in totals) < 2 for t in totals]
+    assert sum(a for a in found if a is not None) == pytest.approx(0, abs=1e-9)
+
+
+def test_token_advantages():
+    assert token_advantages(0.5, (0, 1, 0), True, 0.3, 0.25) == (2.0, 0.0, 2.0)  # an error is never rewarded
+    assert token_advantages(0.5, (0, 1), False, 0.3, 0.25) == (2.0, pytest.approx(0.8))
+    assert token_advantages(-0.5, (0, 1), True, 0.3, 1.0) == (-0.5, -0.8)
+    assert token_advantages(-0.5, (0, 1), True, 0.0, 1.0) == (-0.5, -0.5)
+    assert token_advantages(0.5, (), True, 0.3, 1.0) == ()
+    for scale in (0.0, -1.0, float("nan")):
+        with pytest.raises(FalconError, match="above 0"):
+            token_advantages(0.5, (0,), True, 0.3, scale)
+
+
+@given(st.floats(-3, 3), st.lists(st.integers(0, 1), max_size=20), st.booleans(), st.floats(0, 1), st.floats(0.25, 3))
+def test_the_line_term_only_ever_lowers_its_own_tokens(a, mask, failed, rho_f, scale):
+    for m, value in zip(mask, token_advantages(a, mask, failed, rho_f, scale), strict=True):
+        assert value == a / scale if m == 0 else value <= a / scale
+        assert not (m and failed and value > 0)

@@ -1,0 +1,264 @@
+"""`basics`: shape, splits, golds, hidden asserts that kill mutants of the gold, decontamination."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import copy
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from falconlib.config import SandboxConfig
+from falconlib.judge import StaticJudge
+from falconlib.records import Program
+from falconlib.sandbox import Sandbox, program_for
+from falconlib.tasks import load_tasks
+from falconlib.tasks.files import DATA
+
+HELD_OUT = {"clock", "money"}
+NGRAM = 8  # words; a shared run of this length counts as the same wording
+
+tasks = load_tasks("basics")
+
+
+def test_size_and_splits():
+    assert len(tasks) >= 300 and len({t.family for t in tasks}) >= 20
+    counts = Counter(t.split for t in tasks)
+    assert counts["train"] >= 0.6 * len(tasks) and counts["validation"] >= 20 and counts["test"] >= 40
+    splits = {f: {t.split for t in tasks if t.family == f} for f in {t.family for t in tasks}}
+    assert {f for f, s in splits.items() if s == {"test"}} == HELD_OUT
+    assert all(s == {"train", "validation", "test"} for f, s in splits.items() if f not in HELD_OUT)
+
+
+@pytest.mark.parametrize("attribute", ["task_id", "prompt", "entry_point", "gold"])
+def test_nothing_twice(attribute):
+    counts = Counter(getattr(t, attribute) for t in tasks)
+    assert [value for value, n in counts.items() if n > 1] == []
+
+
+def test_every_task_is_well_formed():
+    for task in tasks:
+        assert task.visible == 1 and len(task.tests) >= 5 and len(set(task.tests)) == len(task.tests), task.task_id
+        functions = [n.name for n in ast.parse(task.gold).body if isinstance(n, ast.FunctionDef)]
+        assert functions == [task.entry_point]
+        for test in task.tests:
+            (statement,) = ast.parse(test).body
+            assert isinstance(statement, ast.Assert) and f"{task.entry_point}(" in test, test
+            assert isinstance(statement.test, ast.Compare), test
+
+
+def test_golds_pass_the_sandbox():
+    with Sandbox(SandboxConfig(workers=2)) as sandbox:
+        reports = sandbox.run_many([program_for(t, t.gold) for t in tasks])
+    assert [(t.task_id, r.status) for t, r in zip(tasks, reports, strict=True) if r.status != "pass"] == []
+    assert all(r.tests_expected == len(t.tests) and r.integrity == "value" for t, r in zip(tasks, reports, strict=True))
+
+
+def test_golds_satisfy_the_judge_and_ruff(tmp_path):
+    scores = StaticJudge().score_many([(t, t.gold) for t in tasks])
+    assert [
+        (t.task_id, s) for t, s in zip(tasks, scores, strict=True) if s.style != 2 or s.instruction != 2 or s.complexity < 0
+    ] == []
+    for task in tasks:
+        (tmp_path / f"{task.entry_point}.py").write_text(task.gold)
+    ruff = [sys.executable, "-m", "ruff"]
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [*ruff, *command, "--isolated", "--no-cache", str(tmp_path)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout
+
+
+def test_gold_lengths_fit_training():
+    """At least 70 % of the training golds fit 64 new tokens of SmolLM2 (95 % did when last measured)."""
+    pytest.importorskip("tokenizers")
+    from tokenizers import Tokenizer
+
+    from falconlib.errors import FalconError
+    from falconlib.policy.embedded import model_dir
+    from falconlib.prompts import target_text
+
+    try:
+        tokenizer = Tokenizer.from_file(str(model_dir() / "tokenizer.json"))
+    except FalconError as error:
+        pytest.skip(f"embedded model missing: {error.message}")
+    train = [t for t in tasks if t.split == "train"]
+    fits = sum(len(tokenizer.encode(target_text(t.gold, t)).ids) < 64 for t in train)  # one more is the eos
+    assert fits >= 0.7 * len(train)
+
+
+def test_readme_states_the_checksum():
+    digest = hashlib.sha256((DATA / "basics" / "basics.jsonl").read_bytes()).hexdigest()
+    assert digest in (DATA / "README.md").read_text()
+
+
+# --- mutants -----------------------------------------------------------------------------------------------------------
+
+SWAPS = {
+    ast.Lt: (ast.LtE, ast.Gt), ast.LtE: (ast.Lt, ast.GtE), ast.Gt: (ast.GtE, ast.Lt), ast.GtE: (ast.Gt, ast.LtE),
+    ast.Eq: (ast.NotEq,), ast.NotEq: (ast.Eq,), ast.In: (ast.NotIn,), ast.NotIn: (ast.In,),
+    ast.Add: (ast.Sub,), ast.Sub: (ast.Add,), ast.Mult: (ast.Add,), ast.FloorDiv: (ast.Mod,), ast.Mod: (ast.FloorDiv,),
+    ast.Div: (ast.Mult,), ast.Pow: (ast.Mult,), ast.BitAnd: (ast.BitOr,), ast.BitOr: (ast.BitAnd,), ast.BitXor: (ast.BitOr,),
+    ast.LShift: (ast.RShift,), ast.RShift: (ast.LShift,), ast.And: (ast.Or,), ast.Or: (ast.And,),
+}  # fmt: skip
+NAMES = {"min": "max", "max": "min", "any": "all", "all": "any"}
+
+
+def variants(node: ast.AST) -> list[ast.AST]:
+    """Replacements of one node: off-by-one constants, swapped operators and names, dropped branches and conditions."""
+    found: list[ast.AST] = []
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        found += [ast.Constant(node.value + 1), ast.Constant(node.value - 1)]
+    if isinstance(node, ast.Constant) and type(node.value) is bool:
+        found += [ast.Constant(not node.value)]
+    if isinstance(node, ast.Compare):
+        for i, op in enumerate(node.ops):
+            found += [changed(node, ops=[*node.ops[:i], new(), *node.ops[i + 1 :]]) for new in SWAPS.get(type(op), ())]
+    if isinstance(node, ast.BinOp | ast.AugAssign | ast.BoolOp):
+        found += [changed(node, op=new()) for new in SWAPS.get(type(node.op), ())]
+    if isinstance(node, ast.UnaryOp):
+        found += [node.operand]
+    if isinstance(node, ast.Name) and node.id in NAMES:
+        found += [changed(node, id=NAMES[node.id])]
+    if isinstance(node, ast.IfExp):
+        found += [node.body, node.orelse]
+    if isinstance(node, ast.If):
+        found += [changed(node, test=ast.Constant(flag)) for flag in (True, False)]
+    if isinstance(node, ast.comprehension) and node.ifs:
+        found += [changed(node, ifs=[])]
+    return found
+
+
+def changed(node: ast.AST, **fields) -> ast.AST:
+    new = copy.copy(node)
+    for name, value in fields.items():
+        setattr(new, name, value)
+    return new
+
+
+def mutants(task) -> list[str]:
+    """Sources that differ from the gold in one place, and functions that return one constant whatever they are given."""
+    tree = ast.parse(task.gold)
+    sources = []
+    for parent in ast.walk(tree):
+        for name, value in list(ast.iter_fields(parent)):
+            children = value if isinstance(value, list) else [value]
+            for i, child in enumerate(children):
+                for variant in variants(child) if isinstance(child, ast.AST) else ():
+                    setattr(parent, name, [*children[:i], variant, *children[i + 1 :]] if isinstance(value, list) else variant)
+                    sources.append(ast.unparse(ast.fix_missing_locations(tree)))
+                    setattr(parent, name, value)
+    shown = ast.parse(task.tests[0]).body[0].test.comparators[0]
+    header = task.gold.splitlines()[0]
+    constants = {"None", "0", "True", "False", "''", "[]", ast.unparse(shown)}
+    return sorted({*sources, *(f"{header}\n    return {c}\n" for c in constants)} - {ast.unparse(ast.parse(task.gold))})
+
+
+def survivors(chosen) -> tuple[list[tuple[str, str]], int]:
+    """(task id, mutant) for every mutant that passes all hidden asserts, and the number of mutants."""
+    pairs = [(t, code) for t in chosen for code in mutants(t)]
+    programs = [Program(code, t.tests[t.visible :], t.entry_point) for t, code in pairs]
+    with Sandbox(SandboxConfig(cpu_s=0.3, memory_mb=256, workers=2)) as sandbox:
+        reports = sandbox.run_many(programs)
+    assert "infra_error" not in {r.status for r in reports}
+    return [(t.task_id, code) for (t, code), r in zip(pairs, reports, strict=True) if r.status == "pass"], len(pairs)
+
+
+def test_mutator_changes_what_it_should():
+    (example,) = [t for t in tasks if t.entry_point == "halvings"]
+    found = mutants(example)
+    for piece in ("while n >= 0", "while n < 0", "n //= 3", "n %= 2", "steps -= 1", "steps = 1", "return None", "return 4\n"):
+        assert any(piece in code for code in found), piece
+
+
+def test_hidden_asserts_kill_mutants_of_every_seventh_gold():
+    alive, n = survivors(tasks[::7])
+    assert len(alive) <= 0.05 * n, alive
+
+
+@pytest.mark.slow
+def test_hidden_asserts_kill_mutants():
+    alive, n = survivors(tasks)
+    assert n > 3000 and len(alive) <= 0.05 * n, alive
+    constants = [
+        (task_id, code) for task_id, code in alive if re.fullmatch(r"def .*:\n    return (None|-?\d+|True|False|''|\[\])\n", code)
+    ]
+    assert constants == []
+
+
+# --- decontamination ---------------------------------------------------------------------------------------------------
+
+
+def ngrams(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    return {tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)}
+
+
+class Anonymous(ast.NodeTransformer):
+    """Renames functions, arguments and variables in order of appearance; drops annotations and docstrings."""
+
+    def __init__(self):
+        self.names: dict[str, str] = {}
+
+    def visit_FunctionDef(self, node):
+        node.name, node.returns = "f", None
+        if ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+        return self.generic_visit(node)
+
+    def visit_arg(self, node):
+        node.arg, node.annotation = self.names.setdefault(node.arg, f"v{len(self.names)}"), None
+        return node
+
+    def visit_Name(self, node):
+        if not hasattr(builtins, node.id):
+            node.id = self.names.setdefault(node.id, f"v{len(self.names)}")
+        return node
+
+
+def anonymous(code: str) -> set[str]:
+    """The functions of a program, independent of names."""
+    return {ast.dump(Anonymous().visit(n)) for n in ast.parse(code).body if isinstance(n, ast.FunctionDef)}
+
+
+def overlap(others) -> list[tuple[str, str]]:
+    """Pairs of ours and another set's task that share NGRAM words in a row, or have the same gold up to names."""
+    words = {gram: o.task_id for o in others for gram in ngrams(o.prompt)}
+    golds = {code: o.task_id for o in others for code in anonymous(o.gold)}
+    pairs = {(t.task_id, words[g]) for t in tasks for g in ngrams(t.prompt) if g in words}
+    return sorted(pairs | {(t.task_id, golds[c]) for t in tasks for c in anonymous(t.gold) if c in golds})
+
+
+def test_overlap_finds_a_copy():
+    (other,) = [t for t in load_tasks("humaneval") if t.task_id == "HumanEval/53"]
+    assert (
+        anonymous("def add(x: int, y: int):\n    'Doc.'\n    return x + y")
+        == anonymous(other.gold)
+        == anonymous("def g(a, b):\n    return a + b")
+    )
+    assert len(ngrams("A b c d e f g, H!")) == 1
+
+
+def test_no_overlap_with_humaneval():
+    assert overlap(load_tasks("humaneval")) == []
+
+
+@pytest.mark.skipif(not os.environ.get("FALCON_DATA"), reason="FALCON_DATA is not set: no MBPP here")
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
+def test_no_overlap_with_mbpp():
+    """Train problems of MBPP are learnt from as well: sharing one of them is no leak."""
+    assert overlap([t for t in load_tasks("mbpp") if t.split != "train"]) == []
+
+
+def test_file_is_plain_json_lines():
+    lines = Path(DATA / "basics" / "basics.jsonl").read_text(encoding="utf-8").splitlines()
+    fields = ["task_id", "family", "split", "prompt", "entry_point", "tests", "visible", "gold"]
+    assert all(list(json.loads(line)) == fields for line in lines)
