@@ -51,15 +51,15 @@ def episodes(i: int) -> list[Episode]:
     ]
 
 
-def median_ms(action, repeats: int = 15) -> float:
-    """Median wall time of `action` in milliseconds, after one run to warm up."""
-    action()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times)
+def median_ms(*actions, repeats: int = 15) -> list[float]:
+    """Median wall time of each action in milliseconds; they take turns, so that a busy machine slows all of them alike."""
+    times: list[list[float]] = [[] for _ in actions]
+    for _ in range(repeats + 1):
+        for action, kept in zip(actions, times, strict=True):
+            start = time.perf_counter()
+            action()
+            kept.append(time.perf_counter() - start)
+    return [1000 * statistics.median(kept[1:]) for kept in times]  # the first one warms up
 
 
 def measure(size: int, folder: Path) -> dict:
@@ -87,8 +87,7 @@ def measure(size: int, folder: Path) -> dict:
         picks = rng.integers(0, size, BATCH).tolist()
         known, vectors = [task(i) for i in picks], clustered(picks).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        recall_ms = median_ms(lambda: memory.recall(known, 2))
-        bare_ms = median_ms(lambda: index._index.search(vectors, 8))
+        recall_ms, bare_ms = median_ms(lambda: memory.recall(known, 2), lambda: index._index.search(vectors, 8))
         stats = memory.stats()
     return {
         "size": size,

@@ -24,7 +24,13 @@ from falconlib.sandbox import Sandbox, program_for
 from falconlib.tasks.humaneval import load
 
 WORKERS = 2
-SLOW = "import time\ndef add(a, b):\n    end = time.process_time() + 0.3\n    while time.process_time() < end:\n        pass\n    return a + b\n"
+SLOW = """import time
+def add(a, b):
+    end = time.process_time() + 0.3
+    while time.process_time() < end:
+        pass
+    return a + b
+"""
 HOSTILE = ("import os\nos._exit(0)\n", "def add(a, b):\n    return [0] * 10 ** 9\n", "def add(a, b):\n    print('x' * 10 ** 6)\n",
            "import os\ndef add(a, b):\n    os.fork()\n", "def add(a, b):\n    return add(a, b)\n", "def add(a, b)\n")  # fmt: skip
 
@@ -103,9 +109,14 @@ def soak(count: int) -> dict:
     me, points = psutil.Process(), []
     with Sandbox(SandboxConfig(workers=WORKERS)) as sandbox:
         for part in range(20):
-            codes = [HOSTILE[i % len(HOSTILE)] if i % 10 == 0 else f"def add(a, b):\n    return a + b + {i} - {i}\n" for i in range(count // 20)]
+            codes = [
+                HOSTILE[i % len(HOSTILE)] if i % 10 == 0 else f"def add(a, b):\n    return a + b + {i} - {i}\n"
+                for i in range(count // 20)
+            ]
             sandbox.run_many([Program(c + f"# {part} {i}\n", ("assert add(1, 2) == 3",)) for i, c in enumerate(codes)])
-            points.append({"rss_mb": me.memory_info().rss / 2**20, "fds": me.num_fds(), "processes": len(me.children(recursive=True))})
+            points.append(
+                {"rss_mb": me.memory_info().rss / 2**20, "fds": me.num_fds(), "processes": len(me.children(recursive=True))}
+            )
     return {"programs": count, "points": points}
 
 

@@ -293,8 +293,10 @@ def override(profile: Profile, settings: dict[str, Any]) -> Profile:
     """The profile with dotted settings replaced, such as {"inner.steps": 0}; checked like a profile file."""
     for dotted, value in settings.items():
         group, _, name = dotted.rpartition(".")
-        part = build(type(getattr(profile, group)), {**flat(getattr(profile, group)), name: value}, group)
-        profile = dataclasses.replace(profile, **{group: part})
+        part = getattr(profile, group, None)
+        if not dataclasses.is_dataclass(part):
+            raise did_you_mean("parameter", dotted, [f.name + ".<name>" for f in dataclasses.fields(Profile)])
+        profile = dataclasses.replace(profile, **{group: build(type(part), {**flat(part), name: value}, group)})
     return validate(profile)
 
 

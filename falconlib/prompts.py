@@ -45,8 +45,8 @@ def render(tokenizer: Any, task: Task, memory_text: str = "") -> Prompt:
 def user_message(task: Task) -> str:
     """The task in words: required name, description, shown tests; for kind "completion" the header to be completed.
 
-    Of five wordings tried on 90 `basics` tasks (greedy, SmolLM2-135M) this one passed most (8) and ended most often within
-    64 tokens (84); with the name behind the description it was 5 to 7 and 63 to 79.
+    Of five wordings tried on 90 `basics` tasks (greedy, SmolLM2-135M) this one ended most often within 64 tokens (84 times,
+    the others 63 to 79) with the fewest syntax errors (7; 10 to 22) and passed 8 (5 to 7, within noise).
     """
     if task.kind == "completion":
         return f"Complete this Python function:\n{OPEN}{task.prompt.rstrip()}\n{FENCE}"
@@ -61,7 +61,9 @@ def user_message(task: Task) -> str:
 
 
 def program_prefix(task: Task) -> str:
-    """What the prefill holds of the program. Trailing blanks are left to the model: its tokens join them to the next word."""
+    """What the prefill holds of the program. Trailing blanks are left to the model, whose tokens join a line break to the
+    indentation behind it: of 30 HumanEval tasks SmolLM2-135M passes 4 without and 0 with the last line break (greedy).
+    """
     return task.prompt.rstrip() if task.kind == "completion" else ""
 
 

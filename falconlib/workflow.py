@@ -211,7 +211,7 @@ class Progress:
         position = self.steps.index(step)
         waiting = [self.expected[s.key] for s in self.steps[position:] if s.key in self.expected]
         known = [seconds for seconds in waiting if seconds is not None]
-        if len(known) < len(waiting):
+        if len(known) < len(waiting) or not sum(known):
             return ""
         return f", about {clock(max(sum(known) - spent, 0))} left"
 

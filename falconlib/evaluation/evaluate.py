@@ -72,33 +72,38 @@ def evaluate(
         long.blocklist(everything)
     try:
         conductor = Conductor(policy, sandbox, judge, profile, seed, long)
-        samples = [s for name, tasks in chosen.items() for s in complete(conductor, name, tasks, seed, mode, progress)]
+        samples = complete(conductor, [(name, t) for name, tasks in chosen.items() for t in tasks], seed, mode, progress)
     finally:
         if long is not None:
             long.close()
     return score_samples(everything, samples, sandbox, judge, progress=False)
 
 
-def complete(conductor: Conductor, benchmark: str, tasks: Sequence[Task], seed: int, mode: str, progress: bool) -> list[Sample]:
-    """The unscored samples of one benchmark: one greedy and `eval.samples` sampled ones per task, task by task."""
+def complete(conductor: Conductor, problems: Sequence[tuple[str, Task]], seed: int, mode: str, progress: bool) -> list[Sample]:
+    """The unscored samples of (benchmark, task) pairs: one greedy and `eval.samples` sampled ones per task, in task order.
+
+    All benchmarks share the batches: a batch costs little more than its longest row.
+    """
     settings = conductor.profile.eval
-    rendered = [p for p, _, _ in conductor.prompts(tasks, mode == "+LTM")]
+    rendered = [p for p, _, _ in conductor.prompts([t for _, t in problems], mode == "+LTM")]
     texts, found = [p.text for p in rendered], []
-    plans = [(True, [Row(i, 0) for i in range(len(tasks))])]
+    plans = [(True, [Row(i, 0) for i in range(len(problems))])]
     if settings.samples:
         each = range(settings.samples)
-        plans.append((False, [Row(i, stream_seed(seed, 0, f"eval|{t.task_id}", k)) for i, t in enumerate(tasks) for k in each]))
+        rows = [Row(i, stream_seed(seed, 0, f"eval|{t.task_id}", k)) for i, (_, t) in enumerate(problems) for k in each]
+        plans.append((False, rows))
     for greedy, rows in plans:
-        with tqdm(total=len(rows), desc=f"{benchmark} {mode} {'greedy' if greedy else 'sampled'}", disable=not progress) as bar:
+        with tqdm(total=len(rows), desc=f"{mode} {'greedy' if greedy else 'sampled'}", disable=not progress) as bar:
             completions = generate(
                 conductor.policy, texts, rows,
                 max_new_tokens=settings.max_new_tokens, temperature=0.0 if greedy else settings.temperature,
                 top_p=settings.top_p, stop=prompts.STOP, progress=bar.update,
             )  # fmt: skip
         for place, (row, c) in enumerate(zip(rows, completions, strict=True)):
+            benchmark, task = problems[row.prompt]
             index = 0 if greedy else place % settings.samples
             code = prompts.extract_program(c.text, rendered[row.prompt].prefix)
-            found.append(Sample(tasks[row.prompt].task_id, benchmark, index, c.text, code, greedy, len(c.tokens)))
+            found.append(Sample(task.task_id, benchmark, index, c.text, code, greedy, len(c.tokens)))
     return found
 
 
@@ -131,12 +136,11 @@ def run_eval(
     """
     import pandas as pd
 
-    chosen = [mode_name(mode) for mode in modes]
+    chosen = list(dict.fromkeys(mode_name(mode) for mode in modes))
     if "+LTM" in chosen:
         check_memory(memory)
     profile = model_profile(model, samples, limit)
-    problems = {name: benchmark_tasks(profile, name) for name in tasks}
-    everything = [task for own in problems.values() for task in own]
+    everything = [task for name in dict.fromkeys(tasks) for task in benchmark_tasks(profile, name)]
     if bare := next((task.task_id for task in everything if not task.tests), None):
         raise FalconError(f"task {bare!r} has no unit tests: nothing can be scored", "--tasks humaneval, mbpp, basics or apps")
     if len({task.task_id for task in everything}) < len(everything):
@@ -149,7 +153,7 @@ def run_eval(
             found = evaluate(policy, profile, seed, sandbox, benchmarks=tasks, mode=mode, memory=recalled, progress=progress)
             rows += [{"mode": mode, **row} for row in summarise([found], (1, 5, 10), draws=profile.eval.bootstrap)]
             cards[mode] = evaluation_card(
-                [task for own in problems.values() for task in own], profile.eval, profile.sandbox,
+                everything, profile.eval, profile.sandbox,
                 model=f"{policy.name} ({policy.fingerprint})" + (f" with {adapter}" if adapter else ""),
                 mode=mode, seeds=[seed], layers=sandbox.layers, memory=content_hash(recalled),
             ) | {"stop": list(prompts.STOP), "extraction": "the prefilled code block, up to its closing fence"}  # fmt: skip

@@ -52,7 +52,7 @@ def solve(
     try:
         with Sandbox(profile.sandbox) as sandbox:
             conductor = Conductor(policy, sandbox, None, profile, seed, long)
-            found = complete(conductor, "solve", [task], seed, "+LTM" if long else "zero-shot", progress)
+            found = complete(conductor, [("solve", task)], seed, "+LTM" if long else "zero-shot", progress)
             tested = task if task.tests else replace(task, mode="stdio", tests=(json.dumps({"input": "", "output": ""}),))
             scored = score_samples([tested], found, sandbox)
         recalled = recalled_lines(conductor, task)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -36,7 +37,11 @@ def load_submissions(path: Path, tasks: Sequence[Task]) -> list[Sample]:
     path, known, seen, samples = Path(path), names(tasks), Counter[tuple[str, bool]](), []
     if not path.is_file():
         raise FalconError(f"{path} is missing", "give a JSONL file with task_id and completion in each row")
-    for number, row in read_rows(path):
+    try:
+        rows = list(read_rows(path))
+    except (zlib.error, RecursionError) as error:  # damaged in the middle; nested a thousandfold
+        raise FalconError(f"{path} cannot be read: {error}", "JSON lines in UTF-8 (.jsonl or .jsonl.gz) are expected") from error
+    for number, row in rows:
         where = f"{path.name} line {number}"
         given = row.get("task_id")
         name = str(given) if type(given) is int else field(row, "task_id", str, where)
@@ -44,6 +49,8 @@ def load_submissions(path: Path, tasks: Sequence[Task]) -> list[Sample]:
             raise FalconError(f"{where}: task {given!r} is not in this task set", "name the right one with --tasks")
         task, whole, greedy = known[name], row.get("solution") is not None, row.get("greedy") is True
         text = field(row, "solution" if whole else "completion", str, where)
+        if re.search("[\ud800-\udfff]", text):
+            raise FalconError(f"{where}: half a surrogate pair in the text, which is no character", f"mend {where}")
         code = text if whole else program(text, task.prompt if task.kind == "completion" else "")
         key = (task.task_id, greedy)
         samples.append(Sample(task.task_id, task.dataset, seen[key], text, code, greedy))

@@ -96,7 +96,9 @@ class Searcher:
         for i, code in self.store.rows(sql, ids):
             codes.setdefault(i, code)
         errors: dict[int, dict[str, list]] = {i: {} for i in ids}
-        sql = f"SELECT task, error_class, count, message FROM episode WHERE NOT verified AND task IN {LISTED} ORDER BY id DESC"
+        # a plain wrong answer ("fail") is no class of error: marking it frequent would punish every wrong answer near it
+        failed = f"NOT verified AND error_class <> 'fail' AND task IN {LISTED}"
+        sql = f"SELECT task, error_class, count, message FROM episode WHERE {failed} ORDER BY id DESC"
         for i, name, count, message in self.store.rows(sql, ids):
             errors[i].setdefault(name, [0, message])[0] += count
         recalls = []

@@ -117,8 +117,12 @@ def generate(
 def merged(policy: Policy) -> Iterator[None]:
     """Folds the adapters into the weights while sampling (unmerged ones cost half as much again per token).
 
-    The weights are restored from a copy, bit for bit: subtracting the product again would leave rounding errors.
+    The weights are restored from a copy, bit for bit: subtracting the product again would leave rounding errors. Weights
+    in bfloat16 stay as they are: the sum would round away most of what the adapters learnt.
     """
+    if next(policy.model.parameters()).dtype != torch.float32:
+        yield None
+        return
     layers = [m for m in policy.model.modules() if hasattr(m, "lora_A") and hasattr(m, "get_delta_weight") and m.lora_A]
     kept = [m.get_base_layer().weight.data for m in layers]
     try:

@@ -4,6 +4,7 @@ It holds the program's source and the inputs of the calls, never a test or an ex
 """
 
 import codeop
+import contextlib
 import dis
 import operator
 import sys
@@ -15,6 +16,7 @@ FILENAME = "solution.py"
 _INCOMPLETE = codeop.PyCF_ALLOW_INCOMPLETE_INPUT | codeop.PyCF_DONT_IMPLY_DEDENT
 _RAISE = dis.opmap["RAISE_VARARGS"]
 _ballast = [bytearray(1 << 20)]  # freed when memory is exhausted, so that the error can still be told
+_OPERATIONS = {f.__name__: f for f in (len, iter, getattr, setattr, str, repr, hash)} | {"call": lambda f, *a, **k: f(*a, **k)}
 _stdout, _stderr = sys.stdout, sys.stderr
 
 
@@ -31,7 +33,11 @@ def describe(error):
             place = trace
         raised = code.co_code[trace.tb_lasti] == _RAISE
         trace = trace.tb_next
-    info = {"type": type(error).__name__[:100], "frames": frames[:10] + frames[-10:] if len(frames) > 20 else frames, "raised": raised}
+    info = {
+        "type": type(error).__name__[:100],
+        "frames": frames[:10] + frames[-10:] if len(frames) > 20 else frames,
+        "raised": raised,
+    }
     if place is not None:
         ends = [p[1] for p in place.tb_frame.f_code.co_positions()]
         info.update(line=place.tb_lineno, end_line=ends[place.tb_lasti // 2], function=place.tb_frame.f_code.co_name)
@@ -81,10 +87,8 @@ def load(source, name):
 def flush():
     """Brings what was printed to the descriptors; a program may have closed or replaced its streams."""
     for stream in {_stdout, _stderr, sys.stdout, sys.stderr}:
-        try:
+        with contextlib.suppress(BaseException):  # output is a by-product
             stream.flush()
-        except BaseException:  # noqa: BLE001, S110 - output is a by-product
-            pass
 
 
 class Server:
@@ -125,8 +129,7 @@ class Server:
                 raise NameError(f"name {name!r} is not defined") from None
         if kind == "value":  # the object itself
             return lambda: self.target(["name", name])
-        return {"call": lambda f, *a, **k: f(*a, **k), "len": len, "iter": iter, "getattr": getattr, "setattr": setattr, "str": str,
-                "repr": repr, "hash": hash, "isinstance": isinstance, "type": lambda x: type(x).__name__}.get(name) or getattr(operator, name)  # fmt: skip
+        return _OPERATIONS.get(name) or getattr(operator, name)
 
     def encode(self, value):
         return Encoder(self.reference)(value)

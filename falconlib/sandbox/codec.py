@@ -24,7 +24,13 @@ BIG = 10_000  # bits; beyond it decimal text is refused by int()
 _encode = json.encoder.c_make_encoder(None, None, json.encoder.encode_basestring_ascii, None, ": ", ", ", False, False, True)
 _scan = json.JSONDecoder().scan_once  # both in C: a program that patches builtins does not reach them
 _SEQUENCES = {tuple: "tuple", set: "set", frozenset: "frozenset", collections.deque: "deque"}
-_ITERATORS = {type(i for i in ()), type(reversed([])), *(type(iter(k(()))) for k in (list, tuple, dict, set)), type(iter("")), type(iter(range(0)))}
+_ITERATORS = {
+    type(i for i in ()),
+    type(reversed([])),
+    *(type(iter(k(()))) for k in (list, tuple, dict, set)),
+    type(iter("")),
+    type(iter(range(0))),
+}
 _ITERATORS |= {map, filter, zip, enumerate, reversed}
 _VIEWS = {type({}.keys()): "keys", type({}.values()): "values", type({}.items()): "items"}
 _TIMES = {datetime.datetime: "datetime", datetime.date: "date", datetime.time: "time"}

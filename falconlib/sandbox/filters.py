@@ -18,7 +18,7 @@ sched_getaffinity sched_getparam sched_getscheduler sched_get_priority_max sched
 nanosleep clock_nanosleep clock_gettime clock_getres gettimeofday time times getitimer setitimer alarm getpid gettid getppid
 getpgrp getpgid getsid getuid geteuid getgid getegid getresuid getresgid getgroups getrlimit setrlimit getrusage uname sysinfo
 umask getrandom set_tid_address arch_prctl exit exit_group wait4 waitid restart_syscall
-""".split()
+"""
 MISSING = ("clone3", "openat2", "io_uring_setup", "io_uring_enter", "io_uring_register", "rt_sigqueueinfo", "execveat")  # ENOSYS
 ARGUMENTS = {  # system call -> (argument number, allowed values)
     "ioctl": (1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),
@@ -42,7 +42,7 @@ def build(machine: str) -> bytes:
     if sc.system_arch() != wanted:
         filt.add_arch(wanted)
         filt.remove_arch(sc.system_arch())
-    for name in ALLOWED:
+    for name in ALLOWED.split():
         if sc.resolve_syscall(wanted, name) >= 0:
             filt.add_rule(sc.ALLOW, name)
     for name in MISSING:

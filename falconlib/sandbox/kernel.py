@@ -7,6 +7,7 @@ programs are made by pyseccomp beforehand (`filters`).
 
 import base64
 import ctypes
+import errno
 import os
 import platform
 import signal
@@ -45,14 +46,18 @@ def prctl(option, a=0, b=0):
 def library():
     """(paths to read, folders to hide below them): the standard library entry by entry, and the shared objects it needs."""
     stdlib = os.path.dirname(os.__file__)
-    hidden = [os.path.join(stdlib, name) for name in ("site-packages", "dist-packages") if os.path.isdir(os.path.join(stdlib, name))]
+    hidden = [
+        os.path.join(stdlib, name) for name in ("site-packages", "dist-packages") if os.path.isdir(os.path.join(stdlib, name))
+    ]
     paths = [os.path.join(stdlib, name) for name in sorted(os.listdir(stdlib)) if name not in ("site-packages", "dist-packages")]
     paths += [p for p in sys.path if p.endswith("lib-dynload") and not p.startswith(stdlib + os.sep)]
     with open("/proc/self/maps") as file:
         mapped = {line.split(None, 5)[5].strip() for line in file if ".so" in line}
     folders = {os.path.dirname(p) for p in mapped if p.startswith("/") and not p.startswith(stdlib)}
     for folder in sorted(folders):
-        deep = stdlib.startswith(folder + os.sep) or any("python" in name and os.path.isdir(os.path.join(folder, name)) for name in os.listdir(folder))
+        deep = stdlib.startswith(folder + os.sep) or any(
+            "python" in name and os.path.isdir(os.path.join(folder, name)) for name in os.listdir(folder)
+        )
         paths += [os.path.join(folder, n) for n in sorted(os.listdir(folder)) if ".so" in n] if deep else [folder]
     paths += [p for p in ("/usr/share/zoneinfo", "/etc/localtime") if os.path.exists(p)]
     return stdlib, paths, hidden
@@ -68,6 +73,7 @@ class Walls:
         self.root = os.geteuid() == 0
         self.ids = None
         self.stdlib, self.paths, self.hidden = library()
+        self.no_uid = self.why_no_uid()
 
     def note(self, layer, active, reason=""):
         self.facts[layer] = [bool(active), reason]
@@ -132,7 +138,7 @@ class Walls:
         if "uts" in wanted:
             socket.sethostname("sandbox")
         sources = self.open_sources() if "mount" in wanted else []
-        if helper and self.root:  # from here on another user: what it makes must be owned by an id that is mapped
+        if helper and not self.no_uid:  # from here on another user: what it makes must be owned by an id that is mapped
             os.setgroups([])
             os.setresgid(0, 0, 0)
             os.setresuid(0, 0, 0)
@@ -141,7 +147,7 @@ class Walls:
 
     def map_ids(self, uid, gid):
         """Writes the id maps after unshare: root lends three ids, which a helper outside has to write; others map their own."""
-        lines = [f"{k} {self.first_uid + k} 1" for k in range(3)] if self.root and "uid" not in self.off else [f"{uid} {uid} 1"]
+        lines = [f"{uid} {uid} 1"] if self.no_uid else [f"{k} {self.first_uid + k} 1" for k in range(3)]
         if not self.root:
 
             def write():
@@ -201,6 +207,8 @@ class Walls:
         os.mkdir(base + "/proc")
         if own_pids:
             self.mount("proc", base + "/proc", "proc", _NOSUID | _NODEV | _NOEXEC)
+        else:
+            self.mount("/proc", base + "/proc", None, _BIND | _REC)
         self.mount(None, base, None, _REMOUNT | _BIND | _RDONLY | _NOSUID | _NODEV)
         os.chdir(base)
         call("syscall", _PIVOT_ROOT[platform.machine()], b".", b".")
@@ -208,20 +216,29 @@ class Walls:
         os.chdir("/")
 
     def mount(self, source, target, kind, flags, data=None):
-        call("mount", *(a.encode() if isinstance(a, str) else a for a in (source, target, kind)), flags, data.encode() if data else None)
+        call(
+            "mount",
+            *(a.encode() if isinstance(a, str) else a for a in (source, target, kind)),
+            flags,
+            data.encode() if data else None,
+        )
+
+    def why_no_uid(self):
+        """Why judge and candidate keep the uid of their owner, or "". In a root folder of their own they can read the library."""
+        if "uid" in self.off:
+            return "not requested"
+        if not self.root:
+            return "only root can lend other uids"
+        parts = self.stdlib.split(os.sep)
+        closed = [p for i in range(2, len(parts) + 1) if not os.stat(p := os.sep.join(parts[:i])).st_mode & 1]
+        return f"other users cannot read {closed[0]}, where the standard library is" if closed and "mount" in self.off else ""
 
     def choose_ids(self):
-        """Which uids judge and candidate get. Without a user namespace they must be able to read the library."""
-        if "uid" in self.off or not self.root:
-            return self.note("uid", False, "not requested" if "uid" in self.off else "only root can lend other uids")
-        inside = self.facts["user"][0]
-        first = 0 if inside else self.first_uid
-        if not self.facts["mount"][0]:
-            parts = self.stdlib.split(os.sep)
-            closed = [p for i in range(2, len(parts) + 1) if not os.stat(p := os.sep.join(parts[:i]) or "/").st_mode & 1]
-            if closed:
-                return self.note("uid", False, f"other users cannot read {closed[0]}, where the standard library is")
-        if not inside:
+        """Which uids judge and candidate get."""
+        if self.no_uid:
+            return self.note("uid", False, self.no_uid)
+        first = 0 if self.facts["user"][0] else self.first_uid
+        if first:
             os.setgroups([])
         self.ids = (first + 1, first + 2)
         return self.note("uid", True, "candidate, judge and zygote differ")
@@ -232,9 +249,9 @@ class Walls:
         try:
             for number in range(64):
                 prctl(24, number)
-        except OSError as error:
-            if error.errno == 1 and self.root:  # EINVAL marks the end of the list
-                return self.note("capabilities", False, str(error))
+        except OSError as error:  # EINVAL marks the end of the list
+            if error.errno == errno.EPERM:
+                return self.note("capabilities", True, "none held; the bounding set is not ours to change")
         return self.note("capabilities", True, "none in any set")
 
     def landlock(self):

@@ -8,116 +8,20 @@ from __future__ import annotations
 import json
 import os
 import selectors
-import socket
-import subprocess
-import sys
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-
-import msgspec
 
 from falconlib.config import SandboxConfig
-from falconlib.errors import FalconError
+from falconlib.errors import FalconError, did_you_mean
 from falconlib.records import INFRA_ERROR, Program, Report
-from falconlib.sandbox import verdict
+from falconlib.sandbox import layers, verdict
+from falconlib.sandbox.worker import Worker
 
 RETRIES = 2  # of a program that the harness lost
-_ZYGOTE = Path(__file__).with_name("zygote.py")
-
-
-def memfd(name: str, data: bytes = b"") -> int:
-    """An anonymous file in memory holding `data`, at offset 0 for whoever gets it."""
-    fd = os.memfd_create(name)
-    if data:
-        os.write(fd, data) if len(data) < 1 << 16 else _write_all(fd, data)
-        os.lseek(fd, 0, os.SEEK_SET)
-    return fd
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def content(fd: int, cap: int) -> bytes:
-    """At most `cap` bytes of a memory file; its holder may have closed, shrunk or grown it."""
-    chunks, offset = [], 0
-    while offset < cap and (chunk := os.pread(fd, min(cap - offset, 1 << 20), offset)):
-        chunks.append(chunk)
-        offset += len(chunk)
-    return b"".join(chunks)
-
-
-class Worker:
-    """One zygote process and the program it is busy with."""
-
-    def __init__(self, config: dict):
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.log = memfd("zygote-log")
-        environment = {"PYTHONHASHSEED": "0", "TZ": "UTC", "LC_ALL": "C.UTF-8", "HOME": "/nonexistent", "PATH": "/nonexistent",
-                       "MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1"}  # fmt: skip
-        command = [sys.executable, "-s", "-S", "-P", "-B", "-X", "utf8", str(_ZYGOTE), json.dumps({**config, "fd": theirs.fileno()})]
-        with theirs:
-            self.process = subprocess.Popen(command, env=environment, cwd="/", pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
-                                            stdout=self.log, stderr=self.log, start_new_session=True)  # fmt: skip
-        self.task: Task | None = None
-        self.fds: list[int] = []
-        self.facts: dict = {}
-
-    def wait_ready(self, timeout: float) -> None:
-        """Raises FalconError with the zygote's own words when it does not come up."""
-        self.control.settimeout(timeout)
-        try:
-            data = self.control.recv(1 << 16)
-        except OSError:
-            data = b""
-        self.control.settimeout(None)
-        if not data:
-            words = content(self.log, 4000).decode("utf-8", "replace").strip().splitlines()
-            raise FalconError(f"the sandbox did not start: {words[-1] if words else 'no reason given'}", "falconlib doctor")
-        self.facts = json.loads(data)["layers"]
-
-    def start(self, task: Task, job: dict, first: bytes, second: bytes) -> None:
-        """Hands over a program and its tests (or its standard input)."""
-        self.task = task
-        self.fds = [memfd("code", first), memfd("tests", second), *(memfd(n) for n in ("result", "out", "err", "fault"))]
-        self.deadline = time.monotonic() + job["cpu"] * 12 + 15
-        socket.send_fds(self.control, [json.dumps(job).encode()], self.fds)
-
-    def finish(self, cap: int) -> dict | None:
-        """What came of it, or None when the zygote died."""
-        try:
-            data = self.control.recv(1 << 16)
-        except OSError:
-            data = b""
-        raw = None
-        if data:
-            result, out, err, fault = self.fds[2:]
-            raw = {"ended": msgspec.json.decode(data, type=verdict.Ended), "result": content(result, 8 << 20), "cap": cap,
-                   "stdout": content(out, cap), "stderr": content(err, cap), "fault": content(fault, 1 << 14).decode("utf-8", "replace")}  # fmt: skip
-        self.release()
-        return raw
-
-    def release(self) -> None:
-        for fd in self.fds:
-            os.close(fd)
-        self.fds, self.task = [], None
-
-    def stop(self) -> None:
-        """Ends the zygote and with it everything below it."""
-        self.release()
-        self.control.close()
-        self.process.kill()
-        self.process.wait()
-        if self.log >= 0:
-            os.close(self.log)
-            self.log = -1
 
 
 class Task:
@@ -144,10 +48,15 @@ class Sandbox:
         tier: "A" or "B" to insist on one, None for the best there is.
         without: layers to leave out, for tests that show what each is good for.
 
+    Attributes: `layers`, a dict layer -> {requested, active, verified, reason}; `tier`, "A", "B" or "unsafe"; `layers_id`, the
+    short text of both that every Report carries.
+
     Raises FalconError when the machine cannot give what `config.require` or `tier` asks for.
     """
 
     def __init__(self, config: SandboxConfig = SandboxConfig(), tier: str | None = None, without: Sequence[str] = ()):  # noqa: B008 - frozen
+        if tier not in (None, "A", "B"):
+            raise did_you_mean("sandbox tier", tier, ("A", "B"))
         self.config = config
         self._settings = {"tier": tier or "A", "off": sorted(without)}
         self._lock, self._pid = threading.Lock(), os.getpid()
@@ -155,13 +64,34 @@ class Sandbox:
         self._closer = weakref.finalize(self, _close, self._workers, self._pid)
         count = config.workers or len(os.sched_getaffinity(0))
         try:
-            self._workers += [Worker({**self._settings, 'worker': k}) for k in range(count)]
+            self._workers += [Worker({**self._settings, "worker": k}) for k in range(count)]
             for worker in self._workers:
                 worker.wait_ready(60)
+            self._verify(tier)
         except BaseException:
             self.close()
             raise
-        self.tier, self.layers, self.layers_id = "unverified", {}, "unverified"
+
+    def _verify(self, tier: str | None) -> None:
+        """Tries the walls and grades them; a layer is active when it is in every zygote."""
+        config, worker = self.config, self._workers[0]
+
+        def run(code: bytes, stdin: bytes) -> tuple[bytes, dict]:
+            worker.start(None, self._job("stdio") | {"inspect": True}, code, stdin)
+            raw = worker.finish(config.output_kb << 10) or {"stdout": b"", "ended": verdict.Ended([], None, False, 0, 0)}
+            return raw["stdout"], raw["ended"].record
+
+        told, record = layers.probe(run, config.memory_mb << 20, config.output_kb << 10)
+        facts = dict(worker.facts)
+        for other in self._workers[1:]:
+            facts |= {name: fact for name, fact in other.facts.items() if not fact[0]}
+        self.layers = layers.assess(facts, told, record, self._settings["off"])
+        self.tier = layers.admit(self.layers, tier, config.require, config.allow_unsafe)
+        self.layers_id = layers.identity(self.tier, self.layers)
+
+    def _job(self, mode: str) -> dict:
+        config = self.config
+        return {"mode": mode, "cpu": config.cpu_s, "memory": config.memory_mb << 20, "output": config.output_kb << 10}
 
     def __enter__(self) -> Sandbox:
         return self
@@ -173,6 +103,18 @@ class Sandbox:
         """Ends every process of the sandbox. Safe to call twice."""
         self._closer()
 
+    def refresh(self) -> None:
+        """Replaces every zygote by a new one."""
+        for number in range(len(self._workers)):
+            self._replace(number)
+
+    def idle(self) -> bool:
+        """Whether no process exists below the zygotes but one waiting judge each."""
+        from psutil import Process
+
+        own = 2 if self.layers["pid"]["active"] else 1  # the first process of a pid namespace has one above it
+        return all(len(Process(w.process.pid).children(recursive=True)) <= own for w in self._workers)
+
     def run(self, program: Program) -> Report:
         """The Report of one program."""
         return self.run_many([program])[0]
@@ -180,7 +122,9 @@ class Sandbox:
     def run_many(self, programs: Sequence[Program], progress: bool = False) -> list[Report]:
         """One Report per program, in their order; identical programs run once. Never raises for what a program does."""
         if not self._workers or os.getpid() != self._pid:
-            raise FalconError("the sandbox is closed, or belongs to another process", "use `with Sandbox(...) as sandbox:` where it is needed")
+            raise FalconError(
+                "the sandbox is closed, or belongs to another process", "use `with Sandbox(...) as sandbox:` where it is needed"
+            )
         unique = list(dict.fromkeys(programs))
         tasks = [Task(i, p) for i, p in enumerate(unique)]
         tasks.sort(key=lambda t: "sleep" in t.program.code or "while True" in t.program.code)  # long ones last
@@ -197,41 +141,40 @@ class Sandbox:
         """Runs tasks on `width` workers. Returns those that only the hard wall stopped: they are run again, alone."""
         late: deque[Task] = deque()
         idle, busy = list(range(min(width, len(self._workers)))), {}
-        with selectors.DefaultSelector() as selector:
-            while waiting or busy:
-                while waiting and idle:
-                    number = idle.pop()
-                    worker = self._start(number, waiting.popleft())
-                    busy[worker.control.fileno()] = number
-                    selector.register(worker.control, selectors.EVENT_READ)
-                ready = {key.fd for key, _ in selector.select(1.0)}
-                now = time.monotonic()
-                for fd, number in list(busy.items()):
-                    worker = self._workers[number]
-                    if fd not in ready and now < worker.deadline:
-                        continue
-                    selector.unregister(worker.control)
-                    del busy[fd]
-                    idle.append(number)
-                    task = worker.task
-                    raw = worker.finish(self.config.output_kb << 10) if fd in ready else None
-                    if raw is None:
-                        self._replace(number)
-                    again = self._digest(task, raw, results)
-                    if again is task and task.alone and width > 1:
-                        late.append(task)
-                    elif again is not None:
-                        waiting.appendleft(task)
-                    else:
-                        bar.update()
+        try:
+            with selectors.DefaultSelector() as selector:
+                while waiting or busy:
+                    while waiting and idle:
+                        number = idle.pop()
+                        worker = self._start(number, waiting.popleft())
+                        busy[worker.control.fileno()] = number
+                        selector.register(worker.control, selectors.EVENT_READ)
+                    ready = {key.fd for key, _ in selector.select(1.0)}
+                    for fd in [
+                        fd for fd, number in busy.items() if fd in ready or time.monotonic() > self._workers[number].deadline
+                    ]:
+                        worker = self._workers[busy[fd]]
+                        selector.unregister(worker.control)
+                        task, raw = worker.task, worker.finish(self.config.output_kb << 10) if fd in ready else None
+                        idle.append(busy.pop(fd))
+                        if raw is None:
+                            self._replace(idle[-1])
+                        again = self._digest(task, raw, results)
+                        if again is None:
+                            bar.update()
+                        elif again.alone and width > 1:
+                            late.append(again)
+                        else:
+                            waiting.appendleft(again)
+        finally:  # after an interrupt nobody waits for what is still running
+            for number in busy.values():
+                self._replace(number)
         return late
 
     def _start(self, number: int, task: Task) -> Worker:
-        config = self.config
-        job = {"mode": task.mode, "cpu": config.cpu_s, "memory": config.memory_mb << 20, "output": config.output_kb << 10}
         for _ in range(2):
             try:
-                self._workers[number].start(task, job, *task.inputs())
+                self._workers[number].start(task, self._job(task.mode), *task.inputs())
                 break
             except OSError:  # its zygote was killed while idle
                 self._replace(number)
@@ -271,7 +214,10 @@ class Sandbox:
         if len(task.parts) < len(program.tests) and result.status not in ("timeout", "syntax_error"):
             return task
         tests = [part[0] for part in task.parts]  # what follows a timeout would time out as well: it is not run
-        tests += [replace(result, index=i, snippet=i, visible=i < program.visible, expected=None, got=None) for i in range(len(tests), len(program.tests))]
+        tests += [
+            replace(result, index=i, snippet=i, visible=i < program.visible, expected=None, got=None)
+            for i in range(len(tests), len(program.tests))
+        ]
         status = min((t.status for t in tests), key=verdict.PRECEDENCE.index)
         first = next(p for p in task.parts if p[0].status == status)
         total = {n: sum(getattr(p[3], n) for p in task.parts) for n in ("cpu_s", "wall_s")}

@@ -11,14 +11,25 @@ from dataclasses import dataclass, field
 
 _FUNCTION_PARTS = {"__code__", "__doc__", "__annotations__", "__closure__", "__dict__", "__wrapped__", "__defaults__"}
 _INTROSPECT = {"inspect", "dis", "globals", "locals", "vars", "exec", "eval", "__import__"}
-_SAFE_MODULES = {"math", "copy", "random", "re", "string", "itertools", "collections", "functools", "heapq", "bisect", "statistics"}
-_SAFE_BUILTINS = set(
-    "abs all any bin bool bytes chr complex dict divmod enumerate filter float frozenset hash hex int isinstance iter len list map max "
-    "min next object oct ord pow print range repr reversed round set slice sorted str sum tuple type zip True False None Exception "
-    "ValueError TypeError KeyError IndexError ZeroDivisionError AssertionError".split()
-)
+_PURE = "math copy random re string itertools collections functools heapq bisect statistics"
+_MILD = """
+abs all any bin bool bytes chr complex dict divmod enumerate filter float frozenset hash hex int isinstance iter len list map max
+min next object oct ord pow print range repr reversed round set slice sorted str sum tuple type zip True False None Exception
+ValueError TypeError KeyError IndexError ZeroDivisionError AssertionError
+"""
+_SAFE_MODULES, _SAFE_BUILTINS = set(_PURE.split()), set(_MILD.split())
 _LOAD = ast.Load()
-_HARMFUL = (ast.ClassDef, ast.Global, ast.Nonlocal, ast.With, ast.Delete, ast.AsyncFunctionDef, ast.Await, ast.Yield, ast.YieldFrom, ast.Match)
+_HARMFUL = (
+    ast.ClassDef,
+    ast.Global,
+    ast.Nonlocal,
+    ast.With,
+    ast.Delete,
+    ast.AsyncFunctionDef,
+    ast.Await,
+    ast.Yield,
+    ast.YieldFrom,
+)
 _DYNAMIC = (ast.If, ast.For, ast.While, ast.AsyncFor, ast.Try, ast.ClassDef, ast.Match)
 
 
@@ -105,7 +116,11 @@ def _resolve(result, nodes, entry):
             why = "derives a class from the program's"
         elif isinstance(node, ast.ExceptHandler) and node.type is not None and names & _names(node.type):
             why = "catches the program's exception class"
-        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass") and names & _names(*node.args[1:]):
+        elif (
+            isinstance(node, ast.Call)
+            and getattr(node.func, "id", "") in ("isinstance", "issubclass")
+            and names & _names(*node.args[1:])
+        ):
             why = "asks for the program's class"
         result.in_process = result.in_process or why
 
@@ -123,11 +138,10 @@ def _find_handles(result, nodes):
     held = {t.id for n in nodes if isinstance(n, ast.Assign) and is_result(n.value) for t in n.targets if isinstance(t, ast.Name)}
     for node in nodes:
         inner = node.func if isinstance(node, ast.Call) else node.value if isinstance(node, ast.Attribute) else None
-        if inner is not None and (is_result(inner) or (isinstance(inner, ast.Name) and inner.id in held)):
+        named = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in result.names
+        if named or (inner is not None and (is_result(inner) or (isinstance(inner, ast.Name) and inner.id in held))):
             result.keep = True
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in result.names:
-            result.keep = True
-    if len(result.names) > 1:
+    if len(result.names) > 1 or any(name[:1].isupper() for name in result.names):
         result.keep = True
 
 
@@ -163,7 +177,9 @@ class _Rewriter:
             if isinstance(node, ast.Assert):
                 body[i] = self.rewrite(node, straight)
                 continue
-            inner = straight and not isinstance(node, _DYNAMIC) and (not isinstance(node, ast.FunctionDef) or node.name == "check")
+            inner = (
+                straight and not isinstance(node, _DYNAMIC) and (not isinstance(node, ast.FunctionDef) or node.name == "check")
+            )
             for part in (node, *getattr(node, "handlers", ()), *getattr(node, "cases", ())):
                 for name in ("body", "orelse", "finalbody"):
                     if isinstance(statements := getattr(part, name, None), list):

@@ -70,6 +70,7 @@ class Ended(msgspec.Struct):
     judge_killed: bool
     wall: float
     delay: float
+    record: dict[str, str] = {}
 
 
 def infra(message: str, layers: str = "", kind: str = "InfraError") -> Report:
@@ -90,21 +91,28 @@ def explain(info: Described | None, source: str) -> ErrorInfo | None:
     line = info.line if info.line is not None and 1 <= info.line <= len(lines) else None
     text = lines[line - 1] if line is not None else None
     frames = tuple((n, name) for n, name in info.frames)
-    return ErrorInfo(info.type, info.message, line, info.end_line if line else None, text, info.function, frames, info.truncated)
+    return ErrorInfo(
+        info.type[:100], info.message[:1000], line, info.end_line if line else None, text, info.function, frames, info.truncated
+    )
 
 
 def death(ended: Ended, fault: str, memory: int) -> tuple[str, Described]:
     """Status and error of a candidate whose process ended before its judge had done."""
     status, end = "runtime_error", ended.ends[0]
     number = os.WTERMSIG(end.status) if os.WIFSIGNALED(end.status) else None
-    if ended.killed:
+    if ended.killed == "closed":
+        kind, message = "ProtocolError", "the process closed its channel"
+    elif ended.killed:
         status, kind, message = "timeout", "Timeout", f"the {ended.killed} limit was reached"
     elif number in (signal.SIGXCPU, signal.SIGKILL) and end.rss * 1024 < memory * 0.9:
         status, kind, message = "timeout", "Timeout", "the cpu limit was reached"
     elif number == signal.SIGKILL:
         status, kind, message = "memory", "MemoryError", "killed for its memory"
     elif number:
-        kind, message = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}", "the process crashed"
+        kind, message = (
+            signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}",
+            "the process crashed",
+        )
     else:
         kind, message = "SystemExit", f"the process ended itself with exit status {os.WEXITSTATUS(end.status)}"
     place = _FRAME.search(fault)
@@ -128,7 +136,9 @@ def report(program: Program, raw: dict, min_integrity: str, memory: int) -> Repo
     if judged is None:
         return judge_lost(base, ended, raw, program, memory)
     if judged.refused:
-        return replace(base, status=INFRA_ERROR, error=ErrorInfo("IntegrityError", f"these tests need one process: {judged.refused}"))
+        return replace(
+            base, status=INFRA_ERROR, error=ErrorInfo("IntegrityError", f"these tests need one process: {judged.refused}")
+        )
     if judged.broken:
         return replace(base, status=INFRA_ERROR, error=ErrorInfo("BrokenTests", judged.broken))
     dead = death(ended, raw["fault"], memory)
@@ -144,20 +154,26 @@ def report(program: Program, raw: dict, min_integrity: str, memory: int) -> Repo
         return replace(base, status=INFRA_ERROR, error=ErrorInfo("BrokenTests", "no assertion was executed"))
     integrity = "in_process" if alone or (judged.candidate_eq and status == "pass") else "value"
     if integrity == "in_process" and not alone and min_integrity == "value":
-        return replace(base, status=INFRA_ERROR, error=ErrorInfo("IntegrityError", "a pass that rests on the program's own comparison"))
-    return replace(base, status=status, tests=tests, tests_expected=judged.expected, error=explain(error, program.code), loaded=judged.loaded,
-                   integrity=integrity, inout=judged.inout, candidate_eq=judged.candidate_eq)  # fmt: skip
+        why = "a pass that rests on the program's own comparison"
+        return replace(base, status=INFRA_ERROR, error=ErrorInfo("IntegrityError", why))
+    told = explain(error, program.code)
+    base = replace(base, status=status, tests=tests, tests_expected=judged.expected, error=told, loaded=judged.loaded)
+    return replace(base, integrity=integrity, inout=judged.inout, candidate_eq=judged.candidate_eq)
 
 
 def judge_lost(base: Report, ended: Ended, raw: dict, program: Program, memory: int) -> Report:
     """The judge left no record. Once a value of the candidate had arrived, that value is to blame."""
-    if ended.killed:
+    if ended.killed not in (None, "closed"):
         status, info = death(ended, raw["fault"], memory)
         return replace(base, status=status, error=explain(info, program.code))
     if not raw["result"]:
         return replace(base, status=INFRA_ERROR, error=ErrorInfo("BrokenTests", "the tests ended or stalled their own process"))
     status = "timeout" if ended.judge_killed else "memory" if os.WIFSIGNALED(ended.ends[-1].status) else "runtime_error"
-    return replace(base, status=status, error=ErrorInfo("Timeout" if status == "timeout" else "JudgeError", "a returned value exhausted the judge"))
+    return replace(
+        base,
+        status=status,
+        error=ErrorInfo("Timeout" if status == "timeout" else "JudgeError", "a returned value exhausted the judge"),
+    )
 
 
 def test_result(index: int, record: Record, dead: tuple[str, Described], program: Program) -> TestResult:

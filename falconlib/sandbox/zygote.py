@@ -6,6 +6,7 @@ of what it forks next.
 """
 
 import builtins
+import contextlib
 import faulthandler
 import fcntl
 import gc
@@ -22,14 +23,15 @@ import time
 import types
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-PREIMPORT = (
-    "array base64 binascii bisect calendar cmath collections collections.abc contextlib copy csv ctypes dataclasses datetime decimal enum "
-    "fractions functools hashlib heapq inspect io itertools json locale math numbers operator pprint queue random re reprlib secrets "
-    "statistics string struct textwrap threading time timeit traceback types typing unicodedata uuid weakref zlib"
-).split()
+PREIMPORT = """
+array base64 binascii bisect calendar cmath collections collections.abc contextlib copy csv ctypes dataclasses datetime decimal
+enum fractions functools hashlib heapq inspect io itertools json locale math numbers operator pprint queue random re reprlib
+secrets statistics string struct textwrap threading time timeit traceback types typing unicodedata uuid weakref zlib
+"""
 WALL_GRACE = 0.5  # seconds of effective wall beyond the CPU limit
 HARD_FACTOR = 10  # hard wall, in CPU limits
 JUDGE_GRACE = 1.0  # CPU seconds of a judge beyond the program's limit
+CLOSING = 0.05  # seconds that a candidate which hung up has to end
 JUDGE_PROGRAMS, JUDGE_KB = 500, 100_000  # after so many programs, or at such a size, a judge is replaced
 
 
@@ -66,6 +68,16 @@ def run_delay(pid):
         return 0.0
 
 
+def kernel_record(pid):
+    """The lines of /proc/PID/status, once the process is behind its walls."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            record = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+    except OSError:
+        return {}
+    return record if record.get("State", "Z")[0] in "SR" else {}
+
+
 class Zygote:
     """Serves programs from the control socket until it closes."""
 
@@ -76,11 +88,11 @@ class Zygote:
         self.walls = OWN.kernel.Walls(config)
 
     def serve(self):
-        for name in PREIMPORT:
+        for name in PREIMPORT.split():
             importlib.import_module(name)
-        self.walls.enter()
         with open("/proc/self/statm", "rb") as file:
             self.base = int(file.read().split()[0]) * resource.getpagesize()
+        self.walls.enter()
         gc.collect()
         gc.freeze()
         self.control.send(json.dumps({"ready": os.getpid(), "layers": self.walls.facts}).encode())
@@ -158,15 +170,16 @@ class Zygote:
         """Serves programs as long as their tests leave no trace in this process; it holds no candidate's code."""
         self.settle(fds, job, 8 << 20, judge=True)
         channel = socket.socket(fileno=3)
+        gc.disable()  # trees without cycles come and go; what does leak goes with the process
         for _ in range(JUDGE_PROGRAMS):
-            message, (peer, tests, result), _, _ = socket.recv_fds(channel, 1, 3)
+            _, (peer, tests, result), _, _ = socket.recv_fds(channel, 1, 3)
             random.seed(0)
-            clean = OWN.judge.run(json.loads(read_all(tests)), peer, lambda data, fd=result: os.pwrite(fd, data, 0))
+            clean, hung_up = OWN.judge.run(json.loads(read_all(tests)), peer, lambda data, fd=result: os.pwrite(fd, data, 0))
             if not clean or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > JUDGE_KB:
                 return
             for fd in (peer, tests, result):
                 os.close(fd)
-            channel.send(b".")
+            channel.send(b"x" if hung_up else b".")
 
     # in the zygote
 
@@ -176,7 +189,8 @@ class Zygote:
         last = judge.channel.fileno() if judge else handle
         for fd in {handle, last, self.control.fileno()}:
             polls.register(fd, select.POLLIN)
-        killed, judge_killed, wait, delay = None, False, job["cpu"], 0.0
+        killed, judge_killed, delay, record = None, False, 0.0, {}
+        wait = 0.01 if job.get("inspect") else job["cpu"]
         spent = cpu_seconds(judge.pid) if judge else 0.0
         waited = run_delay(judge.pid) if judge else 0.0
         while True:
@@ -186,6 +200,9 @@ class Zygote:
                 os._exit(0)
             if last in events:
                 break
+            if job.get("inspect"):
+                wait, record = 0.01, kernel_record(pid) or record
+                continue
             if handle in events:
                 polls.unregister(handle)
             judge_cpu = cpu_seconds(judge.pid) - spent if judge else 0.0
@@ -201,13 +218,16 @@ class Zygote:
                 judge_killed = True
                 signal.pidfd_send_signal(judge.handle, signal.SIGKILL)
         wall = time.monotonic() - start
+        word = judge.channel.recv(1) if judge else b""
+        if word != b"." and not select.select([handle], [], [], CLOSING)[0]:
+            killed = killed or "closed"  # it hung up and lives on
         ends = [self.reap(pid, handle)]
         if judge:
             ends.append({"status": 0, "cpu": max(0.0, cpu_seconds(judge.pid) - spent), "rss": 0})
-            if judge_killed or not judge.channel.recv(1):
+            if judge_killed or not word:
                 self.judge, ends[1]["status"] = None, self.reap(judge.pid, judge.handle)["status"]
                 judge.channel.close()
-        return {"ends": ends, "killed": killed, "judge_killed": judge_killed, "wall": wall, "delay": delay}
+        return {"ends": ends, "killed": killed, "judge_killed": judge_killed, "wall": wall, "delay": delay, "record": record}
 
     def kill(self, handle, fault):
         """SIGXCPU first: faulthandler writes the line even from inside a C loop; then SIGKILL."""
@@ -221,10 +241,8 @@ class Zygote:
         signal.pidfd_send_signal(handle, signal.SIGKILL)
 
     def reap(self, pid, handle):
-        try:
+        with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(handle, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         _, status, usage = os.wait4(pid, 0)
         os.close(handle)
         return {"status": status, "cpu": usage.ru_utime + usage.ru_stime, "rss": usage.ru_maxrss}
@@ -240,5 +258,5 @@ def write_result(data):
 
 
 if __name__ == "__main__":
-    OWN = load("codec", "candidate", "rewrite", "judge", "filters", "kernel")
+    OWN = load("codec", "candidate", "rewrite", "proxies", "judge", "filters", "kernel")
     Zygote(json.loads(sys.argv[1])).serve()

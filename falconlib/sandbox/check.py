@@ -1,0 +1,282 @@
+"""Runs a corpus of hostile, broken and control programs and compares verdicts and promises: the sandbox's self-test.
+
+A corpus is JSONL with `name, program, test, expected_verdict, must_hold` and optionally `also_ok, expect, after, repeat,
+hidden_test`. Canaries and listeners stand around the sandbox while it runs; programs run nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import glob
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import psutil
+from tqdm.auto import tqdm
+
+from falconlib.config import SandboxConfig
+from falconlib.errors import FalconError
+from falconlib.records import Program, Report, to_json
+from falconlib.sandbox.pool import Sandbox
+
+CANARY = Path("/tmp/falcon_canary")
+PORT = 53535
+_TRACES = ("/tmp/falcon_pwned*", "/dev/shm/falcon*", "~/.falcon_pwned*", sysconfig.get_paths()["purelib"] + "/falcon_pwned*")
+_SEGMENT = 0x46414C43  # the System V key that a hostile program would use
+_CONTROL = Program("def add(a, b):\n    return a + b\n", ("assert add(1, 2) == 3\nassert add(2, 2) == 4",))
+_REQUIRED = ("name", "program", "test", "expected_verdict", "must_hold")
+
+
+def check_corpus(path: str | Path, tier: str | None = None, json_out: str | Path | None = None) -> int:
+    """Runs the corpus fresh, warm (a control after each), and with cores oversubscribed four times; with no `tier` given,
+    also warm on tier B. Writes each mismatch to standard output, and {"programs", "mismatches", "layers"} to `json_out`.
+
+    Returns 0 when at least one program ran and nothing differed, else 1. Raises FalconError for an unreadable corpus, or
+    a machine that does not offer the tier.
+    """
+    rows = read_corpus(Path(path))
+    mismatches: list[dict] = []
+    with Surroundings() as around:
+        ways = [("fresh", tier), ("warm", tier), ("oversubscribed", tier), *([] if tier else [("warm", "B")])]
+        found: dict = {}
+        for way, on in ways:
+            workers = 4 * len(os.sched_getaffinity(0)) if way == "oversubscribed" else 1
+            with Sandbox(SandboxConfig(workers=workers), tier=on) as sandbox:
+                found.setdefault(sandbox.tier, sandbox.layers)
+                run = run_crowded if way == "oversubscribed" else run_single
+                for row, what in run(rows, sandbox, around, way):
+                    mismatches.append({"name": row["name"], "way": f"{way}, tier {sandbox.tier}", "what": what})
+                    sys.stdout.write("{name} ({way}): {what}\n".format(**mismatches[-1]))
+    layers = next(iter(found.values()), {})
+    if json_out is not None:
+        Path(json_out).write_text(
+            json.dumps({"programs": len(rows), "mismatches": mismatches, "layers": layers}), encoding="utf-8"
+        )
+    tiers = ", ".join(found)
+    sys.stdout.write(f"{len(rows)} programs, {len(ways)} ways (tiers: {tiers}), {len(mismatches)} mismatches\n")
+    return 0 if rows and not mismatches else 1
+
+
+def read_corpus(path: Path) -> list[dict]:
+    """The rows of a corpus file. Raises FalconError naming the line that is wrong."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FalconError(f"cannot read the corpus {str(path)!r}: {error}", "give a JSONL file: --corpus FILE.jsonl") from error
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise FalconError(
+                f"line {number} of {path.name} is no JSON: {error}", "one JSON object per line is expected"
+            ) from error
+        missing = [k for k in _REQUIRED if not isinstance(row, dict) or k not in row]
+        if missing:
+            raise FalconError(f"line {number} of {path.name} has no {missing[0]!r}", f"required: {', '.join(_REQUIRED)}")
+        rows.append(row)
+    return rows
+
+
+def program(row: dict) -> Program:
+    return Program(row["program"], (row["test"], row["hidden_test"]) if "hidden_test" in row else (row["test"],), visible=1)
+
+
+def run_single(rows: list[dict], sandbox: Sandbox, around: Surroundings, way: str) -> Iterator[tuple[dict, str]]:
+    """One program after the other in one worker; fresh: its zygote is replaced before each."""
+    by_name = {row["name"]: row for row in rows}
+    for row in tqdm(rows, desc=f"{way}, tier {sandbox.tier}", leave=False):
+        if way == "fresh":
+            sandbox.refresh()
+        if row.get("after") in by_name:
+            sandbox.run(program(by_name[row["after"]]))
+        before = around.state()
+        reports = [sandbox.run(program(row)) for _ in range(row.get("repeat", 1))]
+        clean = sandbox.run(_CONTROL).status == "pass"
+        facts = {**before, "clean": clean, "alone": sandbox.idle(), "sandbox": sandbox}
+        yield from ((row, what) for what in mismatches_of(row, reports, around, facts))
+
+
+def run_crowded(rows: list[dict], sandbox: Sandbox, around: Surroundings, way: str) -> Iterator[tuple[dict, str]]:
+    """All at once on too many workers, a control between every two: verdicts and what can be seen from outside."""
+    controls = [dataclasses.replace(_CONTROL, code=_CONTROL.code + f"# {i}\n") for i in range(len(rows))]
+    mixed = [p for pair in zip(map(program, rows), controls, strict=True) for p in pair]
+    before = around.state()
+    reports = sandbox.run_many(mixed, progress=True)
+    for row, report, control in zip(rows, reports[::2], reports[1::2], strict=True):
+        facts = {**before, "clean": control.status == "pass", "alone": True, "sandbox": sandbox, "crowded": True}
+        yield from ((row, what) for what in mismatches_of(row, [report], around, facts))
+    if not sandbox.idle():
+        yield rows[-1], "NO_ORPHAN: processes are left"
+
+
+def mismatches_of(row: dict, reports: Sequence[Report], around: Surroundings, facts: dict) -> Iterator[str]:
+    """What differs from the row's expectations."""
+    report = reports[0]
+    hidden = [t for t in report.tests if t.snippet == 1]
+    status = "pass" if hidden and all(t.status == "pass" for t in report.tests if t.snippet == 0) else report.status
+    if status not in (row["expected_verdict"], *row.get("also_ok", ())):
+        yield f"verdict {status}, expected {row['expected_verdict']} ({report.error})"
+    if hidden and any(t.status == "pass" for t in hidden):
+        yield "the hidden test passed"
+    if status == row["expected_verdict"]:
+        yield from details(row.get("expect", {}), report)
+    for promise in row["must_hold"]:
+        broken = PROMISES[promise](reports, around, facts) if promise in PROMISES else "unknown promise"
+        if broken:
+            yield f"{promise}: {broken}"
+
+
+def details(expect: dict, report: Report) -> Iterator[str]:
+    error, slack = report.error, report.status == "timeout"
+    if "error_type" in expect and (error is None or error.type != expect["error_type"]):
+        yield f"error type {error and error.type}, expected {expect['error_type']}"
+    if "line" in expect and (error is None or error.line is None or abs(error.line - expect["line"]) > slack):
+        yield f"error line {error and error.line}, expected {expect['line']}"
+    if "per_test" in expect and [t.status for t in report.tests] != expect["per_test"]:
+        yield f"per test {[t.status for t in report.tests]}, expected {expect['per_test']}"
+
+
+class Surroundings:
+    """Canaries, listeners and traces around the sandbox. A context manager; the folder of the canaries is removed after."""
+
+    def __enter__(self) -> Surroundings:
+        self.secret = f"canary-{secrets.token_hex(8)}"
+        self.signals, self.stack = 0, contextlib.ExitStack()
+        os.environ["FALCON_CANARY_SECRET"] = self.secret
+        shutil.rmtree(CANARY, ignore_errors=True)
+        CANARY.mkdir(mode=0o755)
+        for name, text in (
+            ("secret.txt", self.secret),
+            ("deleteme", ""),
+            ("falcon_canary_module.py", f"SECRET = {self.secret!r}\n"),
+        ):
+            (CANARY / name).write_text(text)
+        self.listeners = [self.listen(socket.AF_UNIX, str(CANARY / "sock")), self.listen(socket.AF_UNIX, "\0falcon_canary")]
+        for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                with contextlib.suppress(OSError):  # no IPv6 here, or the port is taken: then nothing can arrive either
+                    self.listeners.append(self.listen(family, (host, PORT), kind))
+        previous = signal.signal(signal.SIGURG, self.count)
+        self.stack.callback(signal.signal, signal.SIGURG, previous)
+        self.old = self.traces()
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.stack.close()
+        os.environ.pop("FALCON_CANARY_SECRET", None)
+        shutil.rmtree(CANARY, ignore_errors=True)
+
+    def listen(self, family: int, address, kind: int = socket.SOCK_STREAM) -> socket.socket:
+        listener = self.stack.enter_context(socket.socket(family, kind))
+        listener.bind(address)
+        if kind == socket.SOCK_STREAM:
+            listener.listen()
+        listener.setblocking(False)
+        return listener
+
+    def count(self, *args) -> None:
+        self.signals += 1
+
+    def state(self) -> dict:
+        return {"rss": psutil.Process().memory_info().rss, "fds": psutil.Process().num_fds()}
+
+    def traces(self) -> set[str]:
+        """Files and segments that hostile programs leave when they can."""
+        found = {f for pattern in _TRACES for f in glob.glob(os.path.expanduser(pattern))}
+        with contextlib.suppress(OSError), open("/proc/sysvipc/shm") as table:
+            found |= {"System V segment" for line in table if line.split()[0] == str(_SEGMENT)}
+        return found if (CANARY / "deleteme").exists() else found | {"the canary was moved"}
+
+    def files(self) -> str:
+        return ", ".join(sorted(self.traces() - self.old))
+
+    def visitors(self) -> str:
+        """Whether a listener was reached, or a port was opened for others."""
+        for listener in self.listeners:
+            with contextlib.suppress(BlockingIOError):
+                listener.recv(1) if listener.type == socket.SOCK_DGRAM else listener.accept()[0].close()
+                return "a listener was reached"
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", PORT + 1), timeout=0.2):
+            return "a port of the program is reachable"
+        return ""
+
+
+def _leak(reports: Sequence[Report], around: Surroundings, facts: dict) -> str:
+    return "the canary is in the report" if any(around.secret in to_json(r) for r in reports) else ""
+
+
+def _alive(reports: Sequence[Report], around: Surroundings, facts: dict) -> str:
+    grown = psutil.Process().num_fds() - facts["fds"]
+    return (
+        "the harness broke"
+        if any(r.status == "infra_error" for r in reports)
+        else f"{grown} descriptors leaked"
+        if grown > 4
+        else ""
+    )
+
+
+def _wall(reports: Sequence[Report], around: Surroundings, facts: dict) -> str:
+    limit = facts["sandbox"].config.cpu_s
+    if facts.get("crowded"):  # starved on purpose: the limits are on CPU and effective time
+        return ""
+    late = [
+        r.wall_s for r in reports if r.wall_s > limit + 1 and r.cpu_s < 0.9 * limit
+    ]  # what used its CPU up was starved, not late
+    return f"{late[0]} s" if late else ""
+
+
+def _memory(reports: Sequence[Report], around: Surroundings, facts: dict) -> str:
+    peak = max(r.peak_mb or 0 for r in reports)
+    grown = (psutil.Process().memory_info().rss - facts["rss"]) >> 20
+    return (
+        f"{peak} MB" if peak > facts["sandbox"].config.memory_mb + 64 else f"supervisor grew by {grown} MB" if grown > 32 else ""
+    )
+
+
+def _output(reports: Sequence[Report], around: Surroundings, facts: dict) -> str:
+    cap = facts["sandbox"].config.output_kb << 10
+    long = any(max(len(r.stdout), len(r.stderr), len(r.error.message) if r.error else 0) > cap for r in reports)
+    unmarked = any(max(len(r.stdout.encode()), len(r.stderr.encode())) >= 3 * cap and not r.truncated for r in reports)
+    return "more text than the cap" if long else "cut text is not marked" if unmarked else ""
+
+
+def _same(reports: Sequence[Report], around: Surroundings, facts: dict) -> str:
+    return "" if len({(r.status, tuple(r.tests), r.stdout) for r in reports}) == 1 else "the repeats differ"
+
+
+def _not_pass(reports: Sequence[Report], around: Surroundings, facts: dict) -> str:
+    return "it passed" if any(r.status == "pass" for r in reports) else ""
+
+
+Check = Callable[[Sequence[Report], Surroundings, dict], str]
+PROMISES: dict[str, Check] = {
+    "NOT_PASS": _not_pass,
+    "NO_EXPECTED": _not_pass,
+    "HOST_ALIVE": _alive,
+    "CLEAN_NEXT": lambda r, a, f: "" if f["clean"] else "the next control did not pass",
+    "NO_ORPHAN": lambda r, a, f: "" if f["alone"] else "processes are left",
+    "NO_FILE": lambda r, a, f: a.files(),
+    "NO_HOST_EXEC": lambda r, a, f: a.files(),
+    "DISK": lambda r, a, f: a.files(),
+    "NO_READ": _leak,
+    "NO_ENV": _leak,
+    "NO_NET": lambda r, a, f: a.visitors(),
+    "NO_SIGNAL": lambda r, a, f: f"{a.signals} signals arrived" if a.signals else "",
+    "WALL": _wall,
+    "MEM": _memory,
+    "OUT": _output,
+    "DETERMINISTIC": _same,
+}

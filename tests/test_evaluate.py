@@ -1,0 +1,234 @@
+"""`falconlib eval`, `solve` and `train`: what they print, what they write, and what bad input gets. On the tiny model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from falconlib import cli, config
+from falconlib.errors import FalconError
+from falconlib.evaluation import evaluate, load_samples
+from falconlib.evaluation import solve as solver
+from falconlib.evaluation.evaluate import COLUMNS, run_eval
+from falconlib.evaluation.score import Sample
+from falconlib.evaluation.solve import rank, solve, task_of, verdict_lines
+from falconlib.memory import HashedTfidf, LongTermMemory
+from falconlib.records import INFRA_ERROR
+from falconlib.tasks import load_tasks
+
+ADD = "Add two numbers.\nassert add(1, 2) == 3\nassert add(0, 0) == 0"
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Twelve tokens per completion, one thread: the tiny model says nothing sensible anyway."""
+    plain = evaluate.model_profile
+
+    def small(*arguments):
+        return config.override(plain(*arguments), {"eval.max_new_tokens": 12, "model.threads": 1, "sandbox.workers": 1})
+
+    monkeypatch.setattr(evaluate, "model_profile", small)
+    monkeypatch.setattr(solver, "model_profile", small)
+
+
+@pytest.fixture
+def memory(tmp_path):
+    path = tmp_path / "memory" / "memory.sqlite"
+    path.parent.mkdir()
+    tasks = load_tasks("basics", "train")[:20]
+    with LongTermMemory(path, HashedTfidf()) as store:
+        store.add_tasks(tasks)
+        store.add_golds(tasks)
+    return path
+
+
+def call(capsys, *arguments):
+    code = cli.main([str(a) for a in arguments])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def quiet(*arguments, **more):
+    return run_eval("tiny", None, *arguments, progress=False, **more)
+
+
+# -- eval
+
+
+def test_a_table_with_intervals_per_mode_and_set(tmp_path, memory):
+    before = memory.read_bytes()
+    table = quiet(["basics", "humaneval"], ["zero-shot", "ltm"], memory, samples=2, limit=2, out=tmp_path / "out")
+    assert list(table.columns) == list(COLUMNS)
+    keys = [
+        (mode, name, metric)
+        for mode in ("zero-shot", "+LTM")
+        for name in ("basics", "humaneval")
+        for metric in ("greedy", "pass@1")
+    ]
+    assert [tuple(row) for row in table[["mode", "benchmark", "metric"]].to_numpy()] == keys
+    assert (table["n"] == 2).all() and ((table["ci_low"] <= table["value"]) & (table["value"] <= table["ci_high"])).all()
+    plain, recalled = (table.attrs["cards"][mode] for mode in ("zero-shot", "+LTM"))
+    assert plain["memory"] is None and len(recalled["memory"]) == 64 and memory.read_bytes() == before
+    assert plain["decoding"]["samples"] == 2 and plain["stop"] == ["```"] and plain["benchmarks"]["humaneval"]["tasks"] == 2
+    assert json.loads((tmp_path / "out/card.json").read_text()) == json.loads(json.dumps(table.attrs["cards"]))
+    for name in ("samples.jsonl.gz", "samples-ltm.jsonl.gz"):
+        samples = load_samples(tmp_path / "out" / name)
+        assert len(samples) == 2 * 2 * 3 and all(s.status for s in samples)
+
+
+def test_the_same_seed_gives_the_same_samples(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        quiet(["basics"], ["zero-shot"], samples=2, limit=2, seed=seed, out=tmp_path / name)
+    a, b, c = ((tmp_path / name / "samples.jsonl.gz").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_the_command_prints_cards_and_table(capsys, tmp_path):
+    tasks = tmp_path / "own.jsonl"
+    tasks.write_text(json.dumps({"task_id": "a", "prompt": "One.", "tests": ["assert one() == 1"], "entry_point": "one"}) + "\n")
+    code, out, _ = call(capsys, "eval", "--model", "tiny", "--tasks", tasks, "--samples", 1, "--out", tmp_path / "out")
+    assert code == 0 and out.startswith("evaluation card\n  model            tiny") and "temperature 0.6" in out
+    assert " greedy " in out and " pass@1 " in out and "ci_low" in out and (tmp_path / "out/card.json").is_file()
+    code, out, _ = call(capsys, "score", tmp_path / "out/samples.jsonl.gz", "--tasks", tasks, "--k", "1")
+    assert code == 0 and "\ngreedy: 0.000\n" in out and "\npass@1: 0.000\n" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mode", "zero-shoot"], "unknown mode 'zero-shoot'"),
+        (["--mode", "zero-shot,ltm"], "no long-term memory at None"),
+        (["--mode", "ltm", "--memory", "none.sqlite"], "no long-term memory at none.sqlite"),
+        (["--tasks", "basix"], "unknown task set 'basix'"),
+        (["--samples", "-1"], "samples = -1"),
+        (["--limit", "-1"], "limit = -1"),
+        (["--adapter", "nowhere"], "no adapter in nowhere"),
+        (["--model", str(Path(__file__).parent)], "could not be loaded"),
+    ],
+)
+def test_bad_input_to_eval(capsys, arguments, message):
+    code, out, err = call(capsys, "eval", "--model", "tiny", "--tasks", "basics", "--limit", 1, *arguments)
+    assert code == 2 and out == "" and message in err and "remedy: " in err and "Traceback" not in err
+
+
+def test_a_missing_memory_is_seen_before_anything_runs(monkeypatch):
+    monkeypatch.setattr(evaluate, "load_policy", lambda *_, **__: pytest.fail("the model was loaded"))
+    with pytest.raises(FalconError, match="no long-term memory"):
+        quiet(["basics"], ["zero-shot", "ltm"])
+
+
+def test_sets_that_cannot_be_scored_together_or_at_all(tmp_path, monkeypatch):
+    row = json.dumps({"task_id": "a", "prompt": "One.", "tests": ["assert one() == 1"], "entry_point": "one"}) + "\n"
+    for name in ("x.jsonl", "y.jsonl"):
+        (tmp_path / name).write_text(row)
+    with pytest.raises(FalconError, match="share task ids"):
+        quiet([str(tmp_path / "x.jsonl"), str(tmp_path / "y.jsonl")], ["zero-shot"])
+    (tmp_path / "codal").mkdir()
+    (tmp_path / "codal/test.jsonl").write_text(json.dumps({"instruction": "Say why.", "preference": "explanation"}) + "\n")
+    monkeypatch.setenv("FALCON_DATA", str(tmp_path))
+    with pytest.raises(FalconError, match="'codal/1' has no unit tests"):
+        quiet(["codal"], ["zero-shot"])
+
+
+# -- solve
+
+
+@pytest.mark.parametrize(
+    ("text", "entry_point", "tests", "prompt"),
+    [
+        (ADD, "add", 2, "Add two numbers."),
+        ("Sort it.\n  assert sorted(unique([1])) == [1]  ", "unique", 1, "Sort it."),
+        ("Write `add(a, b)`, not `sub`.", "add", 0, "Write `add(a, b)`, not `sub`."),
+        ("Print the assertion of a program.", None, 0, "Print the assertion of a program."),
+    ],
+)
+def test_a_task_from_free_text(text, entry_point, tests, prompt):
+    task = task_of(text)
+    assert (task.entry_point, len(task.tests), task.prompt) == (entry_point, tests, prompt) and task.visible == tests
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (" \n", "no task"),
+        ("assert f(1) == 1", "no task"),
+        ("X.\nassert f(1 == 1", "is no Python"),
+        ("X.\nassert 1 == 1", "calls no function"),
+    ],
+)
+def test_texts_without_a_task(capsys, text, message):
+    code, out, err = call(capsys, "solve", text, "--model", "tiny")
+    assert code == 2 and out == "" and message in err
+
+
+def programs(*verdicts):
+    """Scored samples: (status, pass ratio) each, the first one greedy."""
+    rows = [("solve", "solve", max(i - 1, 0), "", f"program {i}", i == 0) for i in range(len(verdicts))]
+    return [Sample(*row, status=status, pass_ratio=ratio) for row, (status, ratio) in zip(rows, verdicts, strict=True)]
+
+
+def test_the_best_program_and_no_more_is_claimed_than_was_checked():
+    task = task_of(ADD)
+    lines = verdict_lines(task, programs(("fail", 0.5), (INFRA_ERROR, None), ("pass", 1.0), ("pass", 1.0)))
+    assert lines[1:3] == ["  greedy     fail, 50% of the asserts", "  sample 1   no verdict: the sandbox could not judge it"]
+    assert lines[-2:] == ["best program (passes the 2 asserts in your text; nothing else was checked)", "program 2"]
+    assert verdict_lines(task, programs(("timeout", None), ("fail", 0.5)))[-2].startswith("best program (no program passes")
+    loose = task_of("Add `add`.")
+    lines = verdict_lines(loose, programs(("runtime_error", 0.0), ("fail", 0.0)))
+    assert lines[2] == "  sample 1   runs without error" and lines[-1] == "program 1"
+    assert lines[-2] == "best program (runs without error; the text has no assert, so whether it is right is unknown)"
+    assert rank(loose, programs((INFRA_ERROR, None))[0]) < rank(loose, programs(("runtime_error", None))[0])
+
+
+def test_solve_runs_what_the_policy_says(monkeypatch, memory):
+    said = ["def add(a, b):\n    return a - b\n```", "def add(a, b):\n    return a + b\n```", "def add(a, b:\n```"]
+    plain = solver.complete
+
+    def scripted(*arguments):
+        from dataclasses import replace
+
+        from falconlib.prompts import extract_program
+
+        drafts = plain(*arguments)
+        return [replace(s, completion=text, code=extract_program(text)) for s, text in zip(drafts, said, strict=True)]
+
+    monkeypatch.setattr(solver, "complete", scripted)
+    text = solve(ADD, "tiny", samples=2, progress=False)
+    assert (
+        "recalled" not in text
+        and "greedy     fail, 50% of the asserts" in text
+        and "sample 2   syntax_error (SyntaxError)" in text
+    )
+    assert text.endswith("nothing else was checked)\ndef add(a, b):\n    return a + b")
+    text = solve("Add two numbers with `add`.", "tiny", memory=memory, samples=2, progress=False)
+    assert text.startswith("recalled\n  ") and "basics/" in text and "(its program is in the prompt)" in text
+    assert text.count("runs without error\n") == 2 and "whether it is right is unknown" in text
+
+
+def test_the_solve_command(capsys, tmp_path):
+    code, out, _ = call(capsys, "solve", ADD, "--model", "tiny", "--samples", 1)
+    assert code == 0 and out.startswith("programs\n  greedy     ") and "best program (" in out
+    code, _, err = call(capsys, "solve", ADD, "--model", "tiny", "--memory", tmp_path / "none.sqlite")
+    assert code == 2 and "no long-term memory" in err
+
+
+# -- train
+
+
+def test_reinforcement_learning_asks_for_its_warm_start_and_writes_nothing(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("FALCON_RESULTS", str(tmp_path))
+    monkeypatch.setattr("falconlib.reporting.run.reference_roots", lambda profile: [])
+    code, out, err = call(capsys, "train", "--arm", "grpo", "--profile", "smoke")
+    assert code == 2 and out == "" and "starts from the SFT adapter" in err and not list(tmp_path.iterdir())
+    assert "falconlib train --arm sft --profile smoke --seed 0 first" in err
+
+
+def test_training_says_where_its_results_are(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("FALCON_RESULTS", str(tmp_path))
+    small = ["--profile", "smoke", "--set", "model.threads=1"]
+    code, out, _ = call(capsys, "train", "--arm", "sft", *small)
+    folder = tmp_path / "runs/smoke/train/sft-s0"
+    assert code == 0 and str(folder) in out and "adapter" in out and (folder / "manifest.json").is_file()
+    code, out, _ = call(capsys, "train", "--arm", "falcon", *small)
+    folder = tmp_path / "runs/smoke/train/falcon-s0"
+    assert code == 0 and "memory.sqlite" in out and "adapter/adapter_config.json" in (folder / "manifest.json").read_text()
