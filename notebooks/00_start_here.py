@@ -217,7 +217,7 @@ query = conductor.collect(tasks, group="query", step=1, rollouts=range(4, 8), de
 display(Markdown(markdown(table(query), 2)))
 
 # %% [markdown]
-# *Figure: the reward $R$ of every program, by task; circles before, triangles after the inner step; bars mark the means. Four
+# *Figure: the reward $R$ of every program, by task; circles before, squares after the inner step; bars mark the means. Four
 # programs are far too few to tell a difference from luck.*
 
 # %%
@@ -229,7 +229,7 @@ with plt.rc_context(figures.STYLE):
 for place, task in enumerate(tasks):
     for shift, (half, (colour, marker)) in zip((-0.15, 0.15), looks.items(), strict=True):
         values = frame[(frame["task"] == task.task_id) & (frame["half"] == half)]["R"].dropna()
-        x = [place + shift + 0.03 * (k - 1.5) for k in range(len(values))]
+        x = [place + shift + 0.045 * (k - 1.5) for k in range(len(values))]
         axis.scatter(x, values, color=colour, marker=marker, s=45, label=f"{half} the inner step" if place == 0 else None)
         axis.hlines(values.mean(), place + shift - 0.1, place + shift + 0.1, color=colour, linewidth=2)
 axis.set(xticks=range(len(tasks)), xticklabels=[t.task_id for t in tasks], ylabel="reward R", ylim=(-1.25, 1.25))
@@ -262,16 +262,18 @@ print(f"long-term memory holds {stored} programs for these tasks; short-term mem
 
 
 # %%
-def mean(episodes):
+def mean_reward(episodes):
     known = [e.reward.total for e in episodes if e.reward.total is not None]
     return f"{sum(known) / len(known):+.2f}" if known else "unknown"
 
 
 passed = [sum(e.feedback.status == "pass" for e in half) for half in (support, query)]
 lines = [f"{passed[0]} of {len(support)} programs passed before the inner step, {passed[1]} of {len(query)} after it."]
-lines += [f"Mean reward {mean(support)} before, {mean(query)} after: one step on two tasks, an illustration and no evidence."]
+lines += [f"Mean reward {mean_reward(support)} before, {mean_reward(query)} after: an illustration, no evidence."]
 with_text, plain = [e for e in support if e.memory_text], [e for e in support if not e.memory_text]
-lines += [f"Programs that saw a recalled one: mean reward {mean(with_text)}; under the plain prompt: {mean(plain)}."]
+lines += [
+    f"Programs that saw a recalled one: mean reward {mean_reward(with_text)}; under the plain prompt: {mean_reward(plain)}."
+]
 lines += [f"One outer step moved no weight by more than {moved:.1e}; training takes many of them (notebook 06)."]
 display(Markdown("\n".join(f"* {line}" for line in lines)))
 

@@ -329,9 +329,8 @@ lines = [f"The first neighbour is kin for {shares} of the queries; by chance {1 
 small = growth[growth["embedder"] == best["embedder"]]["share"].iloc[0]
 lines += [f"With `{best['embedder']}` the share grows from {small:.2f} to {best['first is kin']:.2f} as the memory fills."]
 verdict = "no effect can be claimed" if effect.low <= 0 <= effect.high else "an effect beyond chance"
-lines += [
-    f"Untrained, recalled programs change the pass rate by {effect.value:+.2f} [{effect.low:+.2f}, {effect.high:+.2f}]: {verdict}."
-]
+span = f"{effect.value:+.2f} [{effect.low:+.2f}, {effect.high:+.2f}]"
+lines += [f"Untrained, recalled programs change the pass rate by {span}: {verdict}."]
 lines += [f"{len(helped)} tasks were helped, {len(hurt)} hurt, of {len(paired)}."]
 display(Markdown("\n".join(f"* {line}" for line in lines)))
 

@@ -309,8 +309,8 @@ print(", ".join(f"{name} = {value:.3f}" for name, value in outer.items() if isin
 print("change of log-prob per token under theta alone:", {n: round(float(v.mean()), 4) for n, v in parts.items() if len(v)})
 
 # %% [markdown]
-# *Figure. Left: the toy; contours of the loss after adapting, and the ways of the three learners from the same start (black).
-# Middle: that
+# *Figure. Left: the toy; contours of the loss after adapting, and the ways of the three learners (named in the middle) from
+# the same start. Middle: that
 # loss by outer step. Right: the model; how one inner step of length $\alpha$ moves the log-probability per token of praised
 # programs, of blamed ones, and of the neighbours' programs. Tokens that were likely already cannot rise much.*
 
@@ -335,7 +335,8 @@ for axis, panel, title in zip(axes, ("toy path", "toy loss", "model"), titles, s
         every = 1 if panel == "model" else 5
         axis.plot(own_part["x"], own_part["y"], color=colour, marker=marker, markersize=4, markevery=every, label=name)
     axis.set(title=title)
-    axis.legend(frameon=False, fontsize=8)
+for axis in axes[1:]:
+    axis.legend(frameon=False, fontsize=9)
 axes[0].set(xlabel="$\\theta_1$", ylabel="$\\theta_2$")
 axes[1].set(xlabel="outer step", ylim=(0, None))
 axes[2].set(xlabel="length $\\alpha$", ylabel="change of log-prob per token")

@@ -171,7 +171,13 @@ if known:
     figure = figures.learning_curves(history, known, titles=[titles[name] for name in known])
     stage.save_figure(figure, f"{stage.key}/curves", history[["arm", "seed", "step", *known]])
     shown = " and ".join(titles[name] for name in known)
-    display(Image(filename=str(stage.path(f"{stage.key}/curves.png")), alt=f"{shown} of arm {arm} over its steps", width=860))
+    display(
+        Image(
+            filename=str(stage.path(f"{stage.key}/curves.png")),
+            metadata={"alt": f"{shown} of arm {arm} over its steps"},
+            width=340 * len(known),
+        )
+    )
 else:
     print(f"{arm} trains nothing: there are no curves.")
 

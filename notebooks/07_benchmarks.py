@@ -150,7 +150,7 @@ headline = "pass@1" if "pass@1" in set(main["metric"]) else "greedy"  # greedy w
 shown = main[main["metric"] == headline]
 stage.save_figure(figures.pass_rates(shown), "figures/pass_at_k", shown)
 alt = f"Share of problems solved per arm, with 95 % intervals, one panel for each of {', '.join(shown['benchmark'].unique())}"
-display(Image(filename=str(stage.path("figures/pass_at_k.png")), alt=alt, width=900))
+display(Image(filename=str(stage.path("figures/pass_at_k.png")), metadata={"alt": alt}, width=900))
 
 # %% [markdown]
 # *Figure: share of problems solved by each arm (pass@1 where samples were drawn, else greedy); bars are 95 % intervals, modes
@@ -213,7 +213,7 @@ shown = paired[paired["metric"] == headline]
 shown = shown.assign(comparison=shown["comparison"] + ", " + shown["benchmark"])
 stage.save_figure(figures.paired_differences(shown), "figures/paired", shown)
 alt = f"Differences to {against} in the share of solved problems with 95 % intervals, one line per arm and benchmark"
-display(Image(filename=str(stage.path("figures/paired.png")), alt=alt, width=760))
+display(Image(filename=str(stage.path("figures/paired.png")), metadata={"alt": alt}, width=760))
 display(paired.style.hide(axis="index").format(precision=3, na_rep=""))
 
 # %% [markdown]
@@ -233,13 +233,14 @@ if "reward_unit" in metrics:
         learnt[["arm", "seed", "step", *titles]],
     )
     alt = f"Test reward, share passed and program length over the training steps of {', '.join(learnt['arm'].unique())}"
-    display(Image(filename=str(stage.path("figures/learning.png")), alt=alt, width=900))
+    display(Image(filename=str(stage.path("figures/learning.png")), metadata={"alt": alt}, width=900))
 else:
     print("no arm with reinforcement learning ran: there are no curves")
 
 # %% [markdown]
 # *Figure: means over each step's rollouts, on training tasks, one line per arm (thin lines and a band when there are several
-# seeds). The same $R_{unit}$ is shown for all arms, since their total rewards hold different terms.*
+# seeds). The same $R_{unit}$ is shown for all arms, since their total rewards hold different terms.
+# Arms that sample the same programs lie on one another: GRPO and RLTF begin with the same adapter and the same random streams.*
 #
 # ## What we saw
 

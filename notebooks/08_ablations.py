@@ -174,10 +174,10 @@ headline = "pass@1" if "pass@1" in set(ablations["metric"]) else "greedy"
 drawn = ablations[(ablations["metric"] == headline) & ablations["difference"].notna()]
 lines = drawn[["difference", "difference_low", "difference_high"]].set_axis(["difference", "ci_low", "ci_high"], axis=1)
 lines = lines.assign(comparison=drawn["arm"] + " - " + full + ", " + drawn["benchmark"])
-figure = figures.paired_differences(lines, f"difference to {full} in the share of solved problems ({headline})")
+figure = figures.paired_differences(lines, f"{headline}: difference to {full}")
 stage.save_figure(figure, "figures/ablations", lines)
 alt = f"Differences of {', '.join(dict.fromkeys(drawn['arm']))} to {full} in the share of solved problems, with 95 % intervals"
-display(Image(filename=str(stage.path("figures/ablations.png")), alt=alt, width=760))
+display(Image(filename=str(stage.path("figures/ablations.png")), metadata={"alt": alt}, width=760))
 
 # %% [markdown]
 # *Figure: one line per ablation and benchmark, its paired difference to the full method with the 95 % interval. Left of the
@@ -197,7 +197,7 @@ if len(metrics):
     figure = figures.learning_curves(curves, list(titles), titles=list(titles.values()))
     stage.save_figure(figure, "figures/ablation_curves", curves)
     alt = f"Test reward, share passed and inner-step gain over the steps of {', '.join(dict.fromkeys(curves['arm']))}"
-    display(Image(filename=str(stage.path("figures/ablation_curves.png")), alt=alt, width=900))
+    display(Image(filename=str(stage.path("figures/ablation_curves.png")), metadata={"alt": alt}, width=900))
 else:
     print("none of these arms trains by reinforcement: there are no curves")
 
@@ -223,7 +223,7 @@ if points:
     figure = figures.learning_curves(curves, sorted(set(heat["metric"])), x="temperature")
     stage.save_figure(figure, "figures/temperature", heat)
     alt = "Share of problems solved against the sampling temperature, one line per benchmark"
-    display(Image(filename=str(stage.path("figures/temperature.png")), alt=alt, width=760))
+    display(Image(filename=str(stage.path("figures/temperature.png")), metadata={"alt": alt}, width=760))
 else:
     one = f"falconlib run --profile {profile} --only base-s0 --set arms=base --set eval.samples=8 --set eval.temperature=0.2"
     print(f"No samples at other temperatures are committed. Per temperature: {one}")

@@ -156,7 +156,7 @@ if len(drawn):
     figure = figures.paired_differences(drawn, "difference in the judge's score (-1 to 2)")
     stage.save_figure(figure, "figures/preferences", drawn)
     alt = f"Differences to {before} in the judge's style, complexity and instruction scores with 95 % intervals, one line each"
-    display(Image(filename=str(stage.path("figures/preferences.png")), alt=alt, width=760))
+    display(Image(filename=str(stage.path("figures/preferences.png")), metadata={"alt": alt}, width=760))
 else:
     print("no problem was judged on both sides: there is nothing to draw")
 

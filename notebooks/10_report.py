@@ -227,7 +227,7 @@ sections = [
     Section("Ablations", f"Source: {source}.\n\n{markdown(tables['ablations'][shown])}", found["ablations"]),
     Section("Style, complexity, instruction following", markdown(judged, 2), found["preferences"]),
     Section("Tasks", markdown(tables["tasks"])),
-    Section("Sandbox", markdown(tables["attacks"])),
+    Section("Sandbox", markdown(tables["attacks"], 0)),
     Section("Long-term memory", markdown(tables["retrieval"])),
     Section("From verdict to reward, and one inner step", "Drawn by 03 and 05.", found["rewards"] + found["inner_loop"]),
     Section("The paper's numbers beside ours", markdown(paper[beside]) + "\n" + "\n".join(f"* {line}" for line in reasons)),

@@ -1,5 +1,6 @@
 """Verdicts of the sandbox: statuses, errors, integrity, output, broken and hostile tests."""
 
+import _thread
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from falconlib.errors import FalconError
 from falconlib.records import Program, Task
 from falconlib.sandbox import Sandbox, program_for
 from falconlib.sandbox.codec import Encoder, ProtocolError, Unsupported, decode
+from falconlib.sandbox.worker import Worker
 
 ADD = ("assert add(1, 2) == 3", "assert add(2, 2) == 4", "assert add(-1, 1) == 0")
 GOOD = Program("def add(a, b):\n    return a + b\n", ADD)
@@ -40,6 +42,7 @@ CASES = [  # name, body after `def add(a, b):` or a whole program, status, error
     ("exit", "import os; os._exit(0)", "runtime_error", "SystemExit", None),
     ("sys_exit", "import sys; sys.exit(0)", "runtime_error", "SystemExit", 2),
     ("crash", "import os; os.abort()", "runtime_error", "SIGABRT", 2),
+    ("kill_self", "import os; os.kill(os.getpid(), 9)", "runtime_error", "SIGKILL", None),
     ("spin", "while True: pass", "timeout", "Timeout", 2),
     ("c_loop", "sum(range(10 ** 11))", "timeout", "Timeout", 2),
     ("sleep", "import time; time.sleep(60)", "timeout", "Timeout", 2),
@@ -192,7 +195,7 @@ def test_output_is_capped_and_marked(box):
 
 
 def test_same_program_same_report(box):
-    code = "import random\ndef add(a, b):\n    print({'a', 'b', 'c'}, hash('x'), random.random())\n    return a + b\n"
+    code = "import random\ndef add(a, b):\n    print({'a', 'b', None, 1.5}, hash(None), random.random())\n    return a + b\n"
     reports = []
     for _ in range(3):
         box.refresh()
@@ -202,7 +205,7 @@ def test_same_program_same_report(box):
 
 def test_order_is_kept_and_identical_programs_run_once(box, monkeypatch):
     started = []
-    monkeypatch.setattr("falconlib.sandbox.worker.Worker.start", count_calls(started))
+    monkeypatch.setattr(Worker, "start", count_calls(started))
     programs = [Program(f"def add(a, b):\n    return {n}\n", ADD) for n in (3, 4, 3, 0, 4)]
     assert [[t.status for t in r.tests].index("pass") for r in box.run_many(programs)] == [0, 1, 0, 2, 1]
     assert len(started) == 3
@@ -210,8 +213,6 @@ def test_order_is_kept_and_identical_programs_run_once(box, monkeypatch):
 
 
 def count_calls(calls):
-    from falconlib.sandbox.worker import Worker
-
     original = Worker.start
 
     def start(self, *args):
@@ -282,6 +283,33 @@ def test_killed_supervisor_leaves_nothing():
         process.kill()
     _, alive = psutil.wait_procs(below, timeout=5)
     assert not alive
+
+
+def test_an_interrupt_leaves_a_usable_sandbox(box):
+    threading.Timer(0.2, _thread.interrupt_main).start()
+    with pytest.raises(KeyboardInterrupt):
+        box.run(Program("import time\ntime.sleep(9)\n", ADD))
+    assert box.run(GOOD).status == "pass"
+
+
+def test_a_timeout_of_the_hard_wall_alone_is_run_again(box, monkeypatch):
+    original, seen = Worker.finish, []
+
+    def starved(self, cap):
+        raw = original(self, cap)
+        raw["ended"].killed = None if seen else "hard"
+        seen.append(raw)
+        return raw
+
+    monkeypatch.setattr(Worker, "finish", starved)
+    assert box.run(GOOD).status == "pass" and len(seen) == 2
+
+
+def test_what_kills_the_harness_each_time_is_no_verdict(box, monkeypatch):
+    started = []
+    monkeypatch.setattr(Worker, "start", count_calls(started))
+    monkeypatch.setattr(Worker, "finish", lambda self, cap: self.release())
+    assert box.run(GOOD).status == "infra_error" and len(started) == 3
 
 
 def test_a_forked_copy_does_not_end_the_processes(box):

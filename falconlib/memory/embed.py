@@ -113,7 +113,9 @@ class MiniLM:
 
         if self._model is None:
             from transformers import AutoModel, AutoTokenizer
+            from transformers.utils import logging
 
+            logging.disable_progress_bar()
             self._tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
             model = AutoModel.from_pretrained(self._folder, local_files_only=True, dtype=torch.float32)
             self._model = model.eval().to(self._device)

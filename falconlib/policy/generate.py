@@ -18,6 +18,8 @@ from falconlib.errors import FalconError
 from falconlib.policy.fast_weights import Deltas, FastWeights
 from falconlib.policy.models import Policy
 
+PREFILL_TOKENS = 4096  # [ours] padded prompt tokens per forward: bounds memory, and keeps like lengths together
+
 
 @dataclass(frozen=True)
 class Row:
@@ -44,13 +46,18 @@ class Completion:
 class Preallocated(DynamicLayer):
     """A key/value layer that writes into a buffer made once for the whole completion instead of growing by copies."""
 
-    def reserve(self, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor, room: int) -> None:
-        """Takes the prompt's (P, heads, T, dim) states for `rows` of it, with `room` more positions."""
-        self.length = keys.shape[2]
-        shape = (len(rows), keys.shape[1], self.length + room, keys.shape[3])
-        self.keys, self.values = keys.new_empty(shape), values.new_empty(shape)
-        self.keys[:, :, : self.length], self.values[:, :, : self.length] = keys[rows], values[rows]
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+    def __init__(self, like: torch.Tensor, rows: int, width: int, room: int):
+        """A buffer for `rows` rows of `width` prompt positions and `room` more; like: prompt states (P, heads, T, dim)."""
+        super().__init__()
+        shape = (rows, like.shape[1], width + room, like.shape[3])
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)  # zeros: a masked NaN would still be NaN
+        self.dtype, self.device, self.is_initialized = like.dtype, like.device, True
+        self.length = width
+
+    def put(self, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """The prompts' states of these rows, right-aligned at the end of the prompt positions."""
+        place = slice(self.length - keys.shape[2], self.length)
+        self.keys[rows, :, place], self.values[rows, :, place] = keys, values
 
     def update(self, key_states, value_states, *args, **kwargs):
         end = self.length + key_states.shape[2]
@@ -161,28 +168,45 @@ class Ending:
         ]
 
 
+def prefill(policy, encoded, rows, room: int, fast) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
+    """Cache, last logits (R, V) and left-padded mask (R, W) of the rows' prompts.
+
+    Each distinct prompt is computed once, prompts of like length together: padding all of them to the longest would cost
+    most of the time. Fast weights make a prompt's states depend on its task: then it is one prefill per (prompt, task).
+    """
+    keys = sorted({(r.prompt, r.task if fast else 0) for r in rows}, key=lambda k: (len(encoded[k[0]]), k))
+    width = len(encoded[keys[-1][0]])
+    cache, logits, mask = DynamicCache(), None, torch.zeros(len(rows), width, dtype=torch.long, device=policy.device)
+    while keys:
+        size = max(n for n in range(1, len(keys) + 1) if n == 1 or n * len(encoded[keys[n - 1][0]]) <= PREFILL_TOKENS)
+        chunk, keys = keys[:size], keys[size:]
+        if fast:
+            fast.select(torch.tensor([t for _, t in chunk], device=policy.device))
+        ids, seen = left_pad([encoded[p] for p, _ in chunk], policy)
+        part, position = DynamicCache(), (seen.cumsum(1) - 1).clamp(min=0)
+        out = policy.model(input_ids=ids, attention_mask=seen, position_ids=position, past_key_values=part, logits_to_keep=1)
+        places = {key: place for place, key in enumerate(chunk)}
+        found = [
+            (i, places[r.prompt, r.task if fast else 0])
+            for i, r in enumerate(rows)
+            if (r.prompt, r.task if fast else 0) in places
+        ]
+        target, source = torch.tensor(found, device=policy.device).T
+        if logits is None:
+            cache.layers = [Preallocated(layer.keys, len(rows), width, room) for layer in part.layers]
+            logits = out.logits.new_empty(len(rows), out.logits.shape[-1])
+        for layer, own in zip(cache.layers, part.layers, strict=True):
+            layer.put(target, own.keys[source], own.values[source])
+        logits[target], mask[target, width - ids.shape[1] :] = out.logits[source, -1], seen[source]
+    return cache, logits, mask
+
+
 def decode_batch(policy, encoded, rows, max_new_tokens, temperature, top_p, stop, fast, progress) -> list[Completion]:
     """Decoder-only sampling of one batch of rows."""
-    # the fast weights make the prompt's states depend on the task: one prefill per (prompt, task)
-    keys = sorted({(r.prompt, r.task if fast else 0) for r in rows})
-    source = torch.tensor([keys.index((r.prompt, r.task if fast else 0)) for r in rows], device=policy.device)
-    ids, mask = left_pad([encoded[p] for p, _ in keys], policy)
-    if fast:
-        fast.select(torch.tensor([t for _, t in keys], device=policy.device))
-    cache = DynamicCache()
-    position = mask.cumsum(1) - 1
-    out = policy.model(
-        input_ids=ids, attention_mask=mask, position_ids=position.clamp(min=0), past_key_values=cache, logits_to_keep=1
-    )
-    layers = []
-    for layer in cache.layers:
-        layers.append(Preallocated())
-        layers[-1].reserve(layer.keys, layer.values, source, max_new_tokens)
-    cache.layers = layers
-    logits, mask, position = out.logits[source, -1], mask[source], position[source, -1]
+    cache, logits, mask = prefill(policy, encoded, rows, max_new_tokens, fast)
+    position = mask.sum(1) - 1
     if fast:
         fast.select(torch.tensor([r.task for r in rows], device=policy.device))
-
     ending, alive = Ending(policy, len(rows), stop), list(range(len(rows)))
     uniform = torch.stack([stream(r.seed, max_new_tokens) for r in rows]).to(policy.device)
     for step in range(max_new_tokens):

@@ -20,7 +20,17 @@ from falconlib.reporting.run import REPO, results_root
 from falconlib.reporting.tables import markdown, read_main, summary
 
 START, END = "<!-- results:start -->", "<!-- results:end -->"
-NOT_PUBLISHED = ("checkpoints", "prepared", "attempt.json", "log.txt", "run.lock", ".ipynb_checkpoints")
+NOT_PUBLISHED = (
+    "checkpoints",
+    "prepared",
+    "attempt.json",
+    "log.txt",
+    "run.lock",
+    ".ipynb_checkpoints",
+    "*.sqlite-wal",
+    "*.sqlite-shm",
+    "*.faiss*",
+)
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}
 table{border-collapse:collapse;display:block;overflow-x:auto;margin:1rem 0}
@@ -135,7 +145,8 @@ def update_readme(path: Path, table: str) -> None:
 def publish(profile: str, readme: Path = REPO / "README.md", reference: Path = REPO / "results" / "reference") -> Path:
     """Makes the complete run of `profile` the committed reference, and its table the README's. `make reference` calls it.
 
-    Copies all but checkpoints, logs and locks; the old reference goes only when the new one lies beside it.
+    Copies all but checkpoints, logs and locks; the old reference goes only when the new one lies beside it. The committed
+    logs of the ablation runs (ablations/) come from runs of their own and stay.
     Raises FalconError when a stage has no manifest.
     """
     root, target = results_root() / "runs" / profile, reference / profile
@@ -147,6 +158,8 @@ def publish(profile: str, readme: Path = REPO / "README.md", reference: Path = R
     with disk_errors(target):
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.copytree(root, fresh, ignore=shutil.ignore_patterns(*NOT_PUBLISHED))
+        if (target / "ablations").is_dir():
+            shutil.copytree(target / "ablations", fresh / "ablations")
         shutil.rmtree(target, ignore_errors=True)
         os.replace(fresh, target)
     update_readme(readme, table)

@@ -1,7 +1,13 @@
 """The sandbox: runs a program against tests that it never meets, and says what came of it.
 
 `Sandbox` owns the processes, `program_for` makes a Program of a Task. How it works: pool (supervisor) -> zygote (fork
-server) -> candidate and judge (one process each), behind the walls of `kernel`.
+server) -> candidate and judge (one process each), behind the walls of `kernel`, which `layers` tries and grades.
+
+Tier A has namespaces, Landlock, seccomp, no capabilities and limits; tier B does without namespaces (default containers,
+Colab). There is no tier for macOS, and none that starts a container: run the whole of falconlib inside one
+(`docker run --network none --cap-drop ALL --security-opt no-new-privileges ...`), which gives at least tier B in it.
+A candidate sees the standard library and nothing else: no third-party package, no writable folder, no other process.
+Nothing is unforgeable: what is claimed is which layers were verified, and that no program of the corpora forges a pass.
 """
 
 from falconlib.records import Program, Task

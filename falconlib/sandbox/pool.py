@@ -85,7 +85,7 @@ class Sandbox:
         facts = dict(worker.facts)
         for other in self._workers[1:]:
             facts |= {name: fact for name, fact in other.facts.items() if not fact[0]}
-        self.layers = layers.assess(facts, told, record, self._settings["off"])
+        self.layers = layers.assess(facts, told, record, [*self._settings["off"], *(layers.NAMESPACES if tier == "B" else ())])
         self.tier = layers.admit(self.layers, tier, config.require, config.allow_unsafe)
         self.layers_id = layers.identity(self.tier, self.layers)
 
@@ -199,7 +199,7 @@ class Sandbox:
             return task
         if task.mode == "stdio":
             return self._digest_stdio(task, raw, results)
-        report = verdict.report(task.program, raw, self.config.min_integrity, self.config.memory_mb << 20)
+        report = verdict.report(task.program, raw, self.config)
         refused = report.status == INFRA_ERROR and report.error.type == "IntegrityError"
         if refused and task.mode == "value" and self.config.min_integrity != "value":
             task.mode = "in_process"
@@ -209,7 +209,7 @@ class Sandbox:
 
     def _digest_stdio(self, task: Task, raw: dict, results: dict[Program, Report]) -> Task | None:
         program = task.program
-        result, error, loaded = verdict.stdio_result(program, len(task.parts), raw, self.config.memory_mb << 20)
+        result, error, loaded = verdict.stdio_result(program, len(task.parts), raw, self.config)
         task.parts.append((result, error, loaded, verdict.costs(raw)))
         if len(task.parts) < len(program.tests) and result.status not in ("timeout", "syntax_error"):
             return task

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import msgspec
 
+from falconlib.config import SandboxConfig
 from falconlib.records import INFRA_ERROR, ErrorInfo, Program, Report, TestResult
 
 PRECEDENCE = ("syntax_error", "timeout", "memory", "runtime_error", "fail", "pass")
@@ -96,7 +97,7 @@ def explain(info: Described | None, source: str) -> ErrorInfo | None:
     )
 
 
-def death(ended: Ended, fault: str, memory: int) -> tuple[str, Described]:
+def death(ended: Ended, fault: str, limits: SandboxConfig) -> tuple[str, Described]:
     """Status and error of a candidate whose process ended before its judge had done."""
     status, end = "runtime_error", ended.ends[0]
     number = os.WTERMSIG(end.status) if os.WIFSIGNALED(end.status) else None
@@ -104,9 +105,9 @@ def death(ended: Ended, fault: str, memory: int) -> tuple[str, Described]:
         kind, message = "ProtocolError", "the process closed its channel"
     elif ended.killed:
         status, kind, message = "timeout", "Timeout", f"the {ended.killed} limit was reached"
-    elif number in (signal.SIGXCPU, signal.SIGKILL) and end.rss * 1024 < memory * 0.9:
+    elif number in (signal.SIGXCPU, signal.SIGKILL) and end.cpu >= limits.cpu_s:
         status, kind, message = "timeout", "Timeout", "the cpu limit was reached"
-    elif number == signal.SIGKILL:
+    elif number == signal.SIGKILL and end.rss >> 10 >= limits.memory_mb * 0.9:
         status, kind, message = "memory", "MemoryError", "killed for its memory"
     elif number:
         kind, message = (
@@ -121,7 +122,7 @@ def death(ended: Ended, fault: str, memory: int) -> tuple[str, Described]:
     return status, Described(kind, message, line, line, function, frames)
 
 
-def report(program: Program, raw: dict, min_integrity: str, memory: int) -> Report:
+def report(program: Program, raw: dict, limits: SandboxConfig) -> Report:
     """The Report of a value-mode or in-process run. raw: {ended, result, stdout, stderr, fault, layers, integrity}."""
     ended: Ended = raw["ended"]
     base = costs(raw)
@@ -131,17 +132,17 @@ def report(program: Program, raw: dict, min_integrity: str, memory: int) -> Repo
         judged = None
     alone = raw["integrity"] == "in_process"
     if judged is None and alone:
-        status, info = death(ended, raw["fault"], memory)
+        status, info = death(ended, raw["fault"], limits)
         return replace(base, status=status, error=explain(info, program.code), integrity="in_process")
     if judged is None:
-        return judge_lost(base, ended, raw, program, memory)
+        return judge_lost(base, ended, raw, program, limits)
     if judged.refused:
         return replace(
             base, status=INFRA_ERROR, error=ErrorInfo("IntegrityError", f"these tests need one process: {judged.refused}")
         )
     if judged.broken:
         return replace(base, status=INFRA_ERROR, error=ErrorInfo("BrokenTests", judged.broken))
-    dead = death(ended, raw["fault"], memory)
+    dead = death(ended, raw["fault"], limits)
     tests = tuple(test_result(i, r, dead, program) for i, r in enumerate(judged.records))
     status = min((t.status for t in tests), key=PRECEDENCE.index, default="fail")
     error = judged.error
@@ -153,7 +154,7 @@ def report(program: Program, raw: dict, min_integrity: str, memory: int) -> Repo
     if not tests:
         return replace(base, status=INFRA_ERROR, error=ErrorInfo("BrokenTests", "no assertion was executed"))
     integrity = "in_process" if alone or (judged.candidate_eq and status == "pass") else "value"
-    if integrity == "in_process" and not alone and min_integrity == "value":
+    if integrity == "in_process" and not alone and limits.min_integrity == "value":
         why = "a pass that rests on the program's own comparison"
         return replace(base, status=INFRA_ERROR, error=ErrorInfo("IntegrityError", why))
     told = explain(error, program.code)
@@ -161,10 +162,10 @@ def report(program: Program, raw: dict, min_integrity: str, memory: int) -> Repo
     return replace(base, integrity=integrity, inout=judged.inout, candidate_eq=judged.candidate_eq)
 
 
-def judge_lost(base: Report, ended: Ended, raw: dict, program: Program, memory: int) -> Report:
+def judge_lost(base: Report, ended: Ended, raw: dict, program: Program, limits: SandboxConfig) -> Report:
     """The judge left no record. Once a value of the candidate had arrived, that value is to blame."""
     if ended.killed not in (None, "closed"):
-        status, info = death(ended, raw["fault"], memory)
+        status, info = death(ended, raw["fault"], limits)
         return replace(base, status=status, error=explain(info, program.code))
     if not raw["result"]:
         return replace(base, status=INFRA_ERROR, error=ErrorInfo("BrokenTests", "the tests ended or stalled their own process"))
@@ -196,7 +197,7 @@ def costs(raw: dict) -> Report:
                   peak_mb=ended.ends[0].rss / 1024, layers=raw["layers"])  # fmt: skip
 
 
-def stdio_result(program: Program, index: int, raw: dict, memory: int) -> tuple[TestResult, ErrorInfo | None, bool]:
+def stdio_result(program: Program, index: int, raw: dict, limits: SandboxConfig) -> tuple[TestResult, ErrorInfo | None, bool]:
     """(result, error, loaded) of one run of a script: its standard output against the expected text, line by line."""
     case = json.loads(program.tests[index])
     try:
@@ -208,7 +209,7 @@ def stdio_result(program: Program, index: int, raw: dict, memory: int) -> tuple[
     ended: Ended = raw["ended"]
     silent = os.WIFEXITED(ended.ends[0].status) and os.WEXITSTATUS(ended.ends[0].status) == 0 and not ended.killed
     if frame is None and not silent:
-        status, info = death(ended, raw["fault"], memory)
+        status, info = death(ended, raw["fault"], limits)
     elif frame is not None and frame.error is not None:
         info = frame.error
         exhausted = info.type == "MemoryError" and not info.raised

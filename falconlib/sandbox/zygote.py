@@ -7,6 +7,7 @@ of what it forks next.
 
 import builtins
 import contextlib
+import ctypes
 import faulthandler
 import fcntl
 import gc
@@ -31,6 +32,7 @@ secrets statistics string struct textwrap threading time timeit traceback types 
 WALL_GRACE = 0.5  # seconds of effective wall beyond the CPU limit
 HARD_FACTOR = 10  # hard wall, in CPU limits
 JUDGE_GRACE = 1.0  # CPU seconds of a judge beyond the program's limit
+ADDR_NO_RANDOMIZE = 0x0040000
 CLOSING = 0.05  # seconds that a candidate which hung up has to end
 JUDGE_PROGRAMS, JUDGE_KB = 500, 100_000  # after so many programs, or at such a size, a judge is replaced
 
@@ -257,6 +259,15 @@ def write_result(data):
     os.pwrite(3, data, 0)
 
 
+def fix_addresses():
+    """Starts this program again without address randomisation, where that is allowed: hash(None) and id() repeat then."""
+    libc = ctypes.CDLL(None)
+    current = libc.personality(0xFFFFFFFF)
+    if current >= 0 and not current & ADDR_NO_RANDOMIZE and libc.personality(current | ADDR_NO_RANDOMIZE) >= 0:
+        os.execv(sys.executable, sys.orig_argv)
+
+
 if __name__ == "__main__":
+    fix_addresses()
     OWN = load("codec", "candidate", "rewrite", "proxies", "judge", "filters", "kernel")
     Zygote(json.loads(sys.argv[1])).serve()

