@@ -223,3 +223,26 @@ def test_the_outer_gradient_is_the_gradient_at_the_adapted_point(tiny_policy):
     for n, p in tiny_policy.model.named_parameters():
         if p.requires_grad:
             assert torch.allclose(p.grad, hooked[n], atol=1e-6), n
+
+
+def test_two_threads_give_the_same_bits_every_time():
+    """Many rows of few tasks on two threads: a gradient that adds with atomics differs in its last bits from run to run."""
+    model = torch.nn.Module()
+    model.add_module("part", torch.nn.Module())
+    model.part.add_module("lora_B", torch.nn.ModuleDict({"default": torch.nn.Linear(16, 512, bias=False)}))
+    fast, threads = FastWeights(model), torch.get_num_threads()
+    generator = torch.Generator().manual_seed(0)
+    hidden, rows = torch.randn(96, 8, 16, generator=generator), torch.arange(96) % 2
+    torch.set_num_threads(2)
+    try:
+        seen = set()
+        for _ in range(30):
+            deltas = {n: d.requires_grad_() for n, d in fast.zeros(2).items()}
+            with fast.active(deltas):
+                fast.select(rows)
+                out = model.part.lora_B["default"](hidden)
+            (out.sin() ** 2).sum().backward()
+            seen.update(d.grad.numpy().tobytes() for d in deltas.values())
+    finally:
+        torch.set_num_threads(threads)
+    assert len(seen) == 1

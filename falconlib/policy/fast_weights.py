@@ -50,7 +50,8 @@ class FastWeights:
         """B h + delta_x h for every row: h is (rows, T, r), delta (tasks, out, r)."""
 
         def add(_layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            own = delta[self.rows].to(output.dtype)
+            # not delta[rows]: its backward adds with atomics on several threads, and the last bits would differ from run to run
+            own = delta.index_select(0, self.rows).to(output.dtype)
             return output + torch.bmm(inputs[0], own.transpose(1, 2))
 
         return add
