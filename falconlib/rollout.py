@@ -180,11 +180,14 @@ class Conductor:
             found.append([(i, code) for i, code, _ in self.long_term.positives(ids)] if self.long_term and ids else [])
         return found
 
-    def own_programs(self, tasks: Sequence[Task]) -> list[tuple[str, str]]:
-        """(task id, program) of the verified programs that the policy itself wrote for these tasks."""
+    def own_programs(self, tasks: Sequence[Task], fresh: Sequence[Episode]) -> list[tuple[str, str]]:
+        """(task id, program) of the verified programs that the policy itself wrote for these tasks: the stored ones and
+        those of the `fresh` episodes, whatever prompt they were sampled with; none when memory is off."""
         if self.long_term is None:
             return []
-        return [(i, code) for i, code, source in self.long_term.positives([t.task_id for t in tasks]) if source != "gold"]
+        stored = [(i, code) for i, code, source in self.long_term.positives([t.task_id for t in tasks]) if source != "gold"]
+        passed = [(e.task_id, e.code) for e in fresh if e.feedback is not None and e.feedback.status == "pass"]
+        return list(dict.fromkeys([*stored, *passed]))
 
     def failures(self, tasks: Sequence[Task]) -> list[tuple[str, str, Feedback]]:
         """(task id, program, feedback) of these tasks' stored failures; none when memory is off."""

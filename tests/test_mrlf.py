@@ -188,6 +188,19 @@ def test_utility_follows_the_effect_of_memory_text(tmp_path, profile, scripted_s
         assert utilities[name] == pytest.approx(0.2 * sum(own) / len(own))
 
 
+def test_fresh_successes_are_distilled_under_the_plain_prompt(tmp_path, profile, scripted_sandbox):
+    run = make_run(tmp_path, profile, scripted_sandbox)
+    episodes = run.conductor.collect(TASKS, group="support", step=1, rollouts=range(6), memory_share=0.5)
+    passed = {(e.task_id, e.code) for e in episodes if e.feedback.status == "pass"}
+    assert passed and set(run.conductor.own_programs(TASKS, episodes)) == passed
+    with_text = [e for e in episodes if e.feedback.status == "pass" and e.memory_text]
+    assert all(e.memory_text not in x.prompt for e in with_text for x in run.supervised(e.task_id, e.code))
+    run.conductor.remember(episodes, [])
+    assert {i for i, _ in run.conductor.own_programs(TASKS, [])} == {i for i, _ in passed}
+    run.conductor.long_term = None
+    assert run.conductor.own_programs(TASKS, episodes) == []
+
+
 def test_the_curriculum_prefers_half_solved_tasks(tmp_path, profile, scripted_sandbox):
     run = make_run(tmp_path, profile, scripted_sandbox)
     run.pass_rate = {t.task_id: 0.0 for t in TASKS} | {"t/3": 0.5}

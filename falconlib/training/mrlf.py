@@ -154,7 +154,8 @@ class MRLF:
             more = self.policy_gradient(scored(query, self.profile, kind, index), 1 - share, adaptation.deltas)
             found = {k: found[k] + more[k] for k in found}
         gold = [x for t in tasks for x in self.supervised(t.task_id, t.gold)] if train.b_sl else []
-        own = [x for i, code in self.conductor.own_programs(tasks) for x in self.supervised(i, code)] if train.b_sl else []
+        written = self.conductor.own_programs(tasks, [*support, *query]) if train.b_sl else []
+        own = [x for i, code in written for x in self.supervised(i, code)]
         wrong = [x for failure in self.conductor.failures(tasks) for x in self.failure_example(*failure)] if train.b_neg else []
         sl, sl_tokens = self.accumulate([*gold, *own], train.b_sl, cross_entropy_loss)
         neg, neg_tokens = self.accumulate(wrong, train.b_neg, negative_loss)
