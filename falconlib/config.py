@@ -7,6 +7,7 @@ with the reason. Numbers for SmolLM2-135M were measured on it; see METHOD notes 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ import msgspec
 from falconlib.errors import FalconError, did_you_mean
 
 # the arms of the comparison (METHOD section 7); training.arms says what each of them sets
-ARMS = ("base", "sft", "rft", "coderl", "ppocoder", "rltf", "grpo", "rloo", "grpo+sl", "grpo+knn", "falcon", "falcon-ltm")
-ARMS += ("falcon-stm", "falcon-inner", "falcon-ai", "falcon-line", "falcon-sl", "grpo-time")
+ARMS = ("base", "sft", "rltf", "grpo", "falcon")
+ARMS += ("falcon-ltm", "falcon-stm", "falcon-inner", "falcon-ai", "falcon-line", "falcon-sl")
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class LongTermConfig:
-    """Long-term memory. enabled: the switch. embedder: "minilm", "hashed" or "policy". neighbours: n_nb, tasks recalled.
+    """Long-term memory. enabled: the switch. embedder: "minilm" or "hashed". neighbours: n_nb, tasks recalled.
     prompt_share: share of support rollouts that see recalled text. prompt_tokens: upper bound of that text.
     utility_rate: step of the utility average.
     """
@@ -167,7 +168,7 @@ class SFTConfig:
 @dataclass(frozen=True)
 class EvalConfig:
     """Evaluation. samples: n per task besides greedy (0: greedy only). temperature, top_p: of the samples.
-    max_new_tokens: per completion. modes: "zero-shot", "+LTM". ltm_arms: arms that are also evaluated with +LTM.
+    max_new_tokens: per completion. ltm_arms: arms with long-term memory that are also evaluated with +LTM.
     bootstrap: draws of the intervals.
     """
 
@@ -270,9 +271,10 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
     """
     import yaml
 
+    known = sorted(p.stem for p in profiles_dir().glob("*.yaml"))
+    if name not in known:
+        raise did_you_mean("profile", name, known)
     path = profiles_dir() / f"{name}.yaml"
-    if not isinstance(name, str) or not path.is_file():
-        raise did_you_mean("profile", name, sorted(p.stem for p in profiles_dir().glob("*.yaml")))
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
@@ -286,6 +288,8 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
             if not isinstance(node, dict):
                 raise did_you_mean("parameter", dotted, [f.name for f in dataclasses.fields(Profile)])
         node[rest[-1]] = value
+    if "name" in data:  # the folder of the results is named after the file
+        raise FalconError("parameter name cannot be set", "copy the profile file under the new name")
     return validate(build(Profile, {"name": name, **data}))
 
 
@@ -300,37 +304,54 @@ def override(profile: Profile, settings: dict[str, Any]) -> Profile:
     return validate(profile)
 
 
+AT_LEAST = {
+    **{
+        "train.steps": 0,
+        "train.tasks": 1,
+        "train.group": 2,
+        "train.checkpoint_every": 1,
+        "train.keep": 1,
+        "train.micro_tokens": 1,
+    },
+    **{"inner.steps": 0, "sample.max_new_tokens": 1, "lora.r": 1, "short_term.size": 1, "sft.batch": 1, "sft.max_steps": 0},
+    **{"eval.samples": 0, "eval.bootstrap": 1, "eval.max_new_tokens": 1, "tasks.eval_limit": 0, "tasks.train_limit": 0},
+}
+ABOVE_ZERO = ("sample.temperature", "eval.temperature", "eval.top_p", "train.lr", "sft.lr", "sandbox.cpu_s", "sandbox.memory_mb")
+CHOICES = {
+    "train.advantage": ("loo", "group"),
+    "model.device": ("auto", "cpu", "cuda"),
+    "model.dtype": ("float32", "bfloat16"),
+    "sandbox.min_integrity": ("value", "in_process"),
+    "sandbox.require": ("strong", "good"),
+    "long_term.embedder": ("minilm", "hashed"),
+}
+
+
 def validate(profile: Profile) -> Profile:
     """Checks what types cannot say. Raises FalconError with the parameter, its value, and what was expected."""
-    p = profile
-    rules = [
-        ("train.steps", p.train.steps, p.train.steps >= 0, "at least 0"),
-        ("train.tasks", p.train.tasks, p.train.tasks >= 1, "at least 1"),
-        ("train.group", p.train.group, p.train.group >= 2, "at least 2: an advantage needs a comparison"),
-        (
-            "inner.support",
-            p.inner.support,
-            1 <= p.inner.support < p.train.group,
-            f"between 1 and train.group - 1 = {p.train.group - 1}",
-        ),
-        ("inner.steps", p.inner.steps, p.inner.steps >= 0, "at least 0"),
-        ("sample.temperature", p.sample.temperature, p.sample.temperature > 0, "above 0"),
-        ("sample.max_new_tokens", p.sample.max_new_tokens, p.sample.max_new_tokens >= 1, "at least 1"),
-        ("eval.temperature", p.eval.temperature, p.eval.temperature > 0, "above 0"),
-        ("eval.top_p", p.eval.top_p, 0 < p.eval.top_p <= 1, "in (0, 1]"),
-        ("lora.r", p.lora.r, p.lora.r >= 1, "at least 1"),
-        ("long_term.prompt_share", p.long_term.prompt_share, 0 <= p.long_term.prompt_share <= 1, "in [0, 1]"),
-        ("sandbox.cpu_s", p.sandbox.cpu_s, p.sandbox.cpu_s > 0, "above 0 seconds"),
-        ("train.advantage", p.train.advantage, p.train.advantage in ("loo", "group"), "loo or group"),
-        ("model.device", p.model.device, p.model.device in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),
-        ("model.dtype", p.model.dtype, p.model.dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
-        ("seeds", p.seeds, len(p.seeds) > 0, "at least one seed"),
-        ("arms", p.arms, len(p.arms) > 0, "at least one arm"),
-    ]
+    p, values = profile, {}
+    for group in dataclasses.fields(Profile):
+        part = getattr(p, group.name)
+        values |= (
+            {f"{group.name}.{n}": v for n, v in flat(part).items()} if dataclasses.is_dataclass(part) else {group.name: part}
+        )
     for arm in (p.train.arm, *p.arms, *p.ablations, *p.eval.ltm_arms):
         if arm not in ARMS:
             raise did_you_mean("arm", arm, ARMS)
-    for name, value, good, expected in rules:
+    halves = p.inner.steps == 0 or 2 <= p.inner.support <= p.train.group - 2
+    rules = [
+        *((name, math.isfinite(value), "a finite number") for name, value in values.items() if isinstance(value, float)),
+        *((name, values[name] >= least, f"at least {least}") for name, least in AT_LEAST.items()),
+        *((name, values[name] > 0, "above 0") for name in ABOVE_ZERO),
+        *((name, values[name] in known, " or ".join(known)) for name, known in CHOICES.items()),
+        ("inner.support", halves, f"2 to train.group - 2 = {p.train.group - 2}: each half needs a comparison"),
+        ("eval.top_p", p.eval.top_p <= 1, "at most 1"),
+        ("long_term.prompt_share", 0 <= p.long_term.prompt_share <= 1, "in [0, 1]"),
+        ("short_term.total", p.short_term.total >= p.short_term.size, "at least short_term.size"),
+        ("seeds", 0 < len(set(p.seeds)) == len(p.seeds), "at least one seed, each once"),
+        ("arms", 0 < len(set(p.arms)) == len(p.arms), "at least one arm, each once"),
+    ]
+    for name, good, expected in rules:
         if not good:
-            raise FalconError(f"parameter {name} = {value!r}: {expected} is expected", f"--set {name}=...")
+            raise FalconError(f"parameter {name} = {values[name]!r}: {expected} is expected", f"--set {name}=...")
     return profile

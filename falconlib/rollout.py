@@ -62,7 +62,7 @@ class Conductor:
         advice = f"{name}: {text}" if text else name
         program, description = (helper.code, helper.description) if helper else ("", "")
         shown = prompts.memory_prompt(program, description, advice, self.policy.tokenizer, self.profile.long_term.prompt_tokens)
-        return shown, (helper.task_id,) if helper and helper.code in shown else ()
+        return shown, (helper.task_id,) if helper and helper.code.strip() in shown else ()
 
     def prompts(self, tasks: Sequence[Task], with_memory: bool) -> list[tuple[prompts.Prompt, str, tuple[str, ...]]]:
         """Prompt, recalled text and whose program it shows, per task; the text is empty without memory."""

@@ -232,3 +232,15 @@ def test_training_says_where_its_results_are(capsys, monkeypatch, tmp_path):
     code, out, _ = call(capsys, "train", "--arm", "falcon", *small)
     folder = tmp_path / "runs/smoke/train/falcon-s0"
     assert code == 0 and "memory.sqlite" in out and "adapter/adapter_config.json" in (folder / "manifest.json").read_text()
+
+
+def test_a_task_file_is_evaluated_on_its_test_split_only(tmp_path):
+    from falconlib.config import Profile, override
+    from falconlib.evaluation.evaluate import benchmark_tasks
+
+    path = tmp_path / "own.jsonl"
+    rows = [
+        {"task_id": f"o/{i}", "prompt": "p", "tests": ["assert f() == 1"], "split": s} for i, s in enumerate(["train", "test"])
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [t.split for t in benchmark_tasks(override(Profile(), {"tasks.eval_limit": 0}), str(path))] == ["test"]

@@ -145,3 +145,11 @@ def test_holm():
 @given(st.lists(st.floats(0, 1), max_size=8))
 def test_holm_is_between_no_correction_and_bonferroni(p):
     assert all(x <= y <= min(1, len(p) * x) + 1e-12 for x, y in zip(p, holm(p), strict=True))
+
+
+@pytest.mark.parametrize("wins, losses, p", [(4, 0, 0.125), (0, 5, 0.0625), (3, 3, 1.0), (6, 0, 0.03125), (1, 0, 1.0)])
+def test_few_discordant_problems_of_one_seed_get_the_exact_p(wins, losses, p):
+    a = [[1] * wins + [0] * losses + [0] * (16 - wins - losses)]
+    b = [[0] * wins + [1] * losses + [0] * (16 - wins - losses)]
+    found = paired_difference(a, b, 500, np.random.default_rng(0))
+    assert found.p == pytest.approx(p) and found.value == pytest.approx((wins - losses) / 16)

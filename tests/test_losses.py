@@ -132,7 +132,16 @@ def test_the_error_line_term_goes_off_with_its_switch_and_with_short_term_memory
     assert on[0] == on[2] > on[1] and on[1] <= 0
     for off in ({"reward.rho_f": 0.0}, {"short_term.enabled": False}):
         first = scored(episodes, profile_of(**off))[0].advantages
-        assert first[0] == first[2] == on[0] and first[1] <= 0  # a failed program's error tokens are never rewarded
+        assert first == (on[0],) * 3
+
+
+def test_grpo_gives_every_token_of_a_completion_the_same_advantage():
+    from falconlib.training.arms import configure
+
+    profile = configure(profile_of(), "grpo", 0)
+    episodes = [episode(0.5, mask=(1, 1, 1), status="runtime_error"), episode(-1.0, mask=(0, 1, 0), status="syntax_error")]
+    found = [e.advantages for e in scored(episodes, profile, "group")]
+    assert all(len(set(a)) == 1 for a in found) and found[0][0] > 0 > found[1][0]
 
 
 def terms():

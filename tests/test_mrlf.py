@@ -1,11 +1,13 @@
 """The MRLF loop on the tiny model: what moves and what does not, off switches, determinism, resume."""
 
+import contextlib
 import itertools
 import json
 import shutil
 
 import pytest
 import torch
+from conftest import ScriptedSandbox
 
 from falconlib.config import override
 from falconlib.errors import FalconError
@@ -87,6 +89,42 @@ def test_a_run_killed_between_checkpoints_resumes_to_the_same_bytes(tmp_path, pr
     if arm == "falcon":
         hashes = [LongTermMemory(f / "memory.sqlite", get_embedder("hashed")).content_hash() for f in (whole, cut)]
         assert hashes[0] == hashes[1]
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path, monkeypatch):
+    """Its memory already holds the first step's episodes: they must not meet the second attempt."""
+    from falconlib import sandbox, training
+    from falconlib.config import load_profile
+
+    profile = load_profile("smoke", {"train.steps": 2, "sample.max_new_tokens": 96})
+    monkeypatch.setattr(sandbox, "Sandbox", lambda *_: contextlib.nullcontext(ScriptedSandbox()))
+    training.run_arm(profile, "sft", 0, tmp_path / "sft", progress=False)
+    adapter = tmp_path / "sft" / "adapter"
+    training.run_arm(profile, "falcon", 0, tmp_path / "whole", adapter, progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(MRLF, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            training.run_arm(profile, "falcon", 0, tmp_path / "cut", adapter, progress=False)
+    training.run_arm(profile, "falcon", 0, tmp_path / "cut", adapter, progress=False)
+    assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path, profile, scripted_sandbox):
+    make_run(tmp_path, profile, scripted_sandbox, "grpo").run(progress=False)
+    longer = override(profile, {"train.steps": 3})
+    make_run(tmp_path, longer, scripted_sandbox, "grpo").run(progress=False)  # more steps are no other settings
+    assert len(metrics(tmp_path)) == 3
+    with pytest.raises(FalconError, match="other settings"):
+        make_run(tmp_path, override(profile, {"train.lr": 0.5}), scripted_sandbox, "grpo").run(progress=False)
+
+
+def test_a_program_that_restates_its_header_is_no_target(tmp_path, profile, scripted_sandbox):
+    task = Task(
+        "t/c", "t", "train", "def six():\n", "six", ("assert six() == 6",), kind="completion", gold="def six():\n    return 6\n"
+    )
+    run = make_run(tmp_path, profile, scripted_sandbox, "grpo", tasks=[task])
+    assert len(run.supervised("t/c", task.gold)) == 1
+    assert run.supervised("t/c", "import math\n\ndef six():\n    return 6\n") == []
 
 
 def test_without_the_inner_loop_a_step_is_one_group_of_plain_rollouts(tmp_path, profile, scripted_sandbox):

@@ -35,8 +35,7 @@ COLUMNS = ("mode", "benchmark", "metric", "value", "ci_low", "ci_high", "n", "co
 
 def benchmark_tasks(profile: Profile, name: str) -> list[Task]:
     """The evaluated tasks of a benchmark: its test split, at most `tasks.eval_limit` of them, drawn by `tasks.seed`."""
-    split = None if Path(name).is_file() else "test"
-    return load_tasks(name, split, profile.tasks.eval_limit, profile.tasks.seed)
+    return load_tasks(name, "test", profile.tasks.eval_limit, profile.tasks.seed)
 
 
 def evaluate(

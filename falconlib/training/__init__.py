@@ -69,6 +69,9 @@ def train_rl(policy, tasks, profile: Profile, seed: int, folder: Path, progress:
 
     long, short = None, None
     if profile.long_term.enabled:
+        # what an interrupted run left behind is not this run's: `resume` restores the checkpoint's own copy
+        for left in folder.glob("memory.sqlite*"):
+            left.unlink()
         long = LongTermMemory(folder / "memory.sqlite", get_embedder(profile.long_term.embedder))
         long.add_tasks(tasks)
         long.add_golds(tasks)

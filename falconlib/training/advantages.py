@@ -45,7 +45,7 @@ def scored(
         if a is None or not e.tokens:
             continue
         failed = e.feedback is not None and e.feedback.status != "pass"
-        mask = e.error_mask or (0,) * len(e.tokens)
+        mask = (e.error_mask if rho_f else ()) or (0,) * len(e.tokens)  # off means off: no clamp of marked tokens either
         token_level = rewards.token_advantages(a, mask, failed, rho_f, max(spread, floor))
         found.append(Example(e.prompt, e.tokens, index.get(e.task_id, 0), 1.0, token_level, e.logprobs))
     return found

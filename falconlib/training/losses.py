@@ -128,7 +128,8 @@ def cross_entropy_loss(logprobs: torch.Tensor, batch: Batch, normaliser: float) 
 def negative_loss(logprobs: torch.Tensor, batch: Batch, normaliser: float, floor: float = 0.1) -> torch.Tensor:
     """L_negative = (1/Z) sum over error tokens with p > floor of -log(1 - min(p, 0.99)): bounded unlikelihood.
 
-    Tokens that the policy would hardly write again (p <= floor) need no push, and 0.99 keeps the loss finite.
+    Tokens that the policy would hardly write again (p <= floor) need no push, and 0.99 keeps the loss finite. [ours] Z counts
+    all error tokens, not only the kept ones: the term fades as the errors are unlearnt, instead of pressing on the last one.
     """
     p = logprobs.exp()
     keep = batch.mask * (p.detach() > floor)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,12 @@ from tqdm.auto import tqdm
 from falconlib import prompts
 from falconlib.config import Profile
 from falconlib.errors import FalconError
-from falconlib.files import JsonLines
+from falconlib.files import JsonLines, sha256_of
 from falconlib.policy.fast_weights import Deltas, FastWeights
 from falconlib.policy.models import Policy
 from falconlib.records import Episode, Feedback, Task, to_json
 from falconlib.rollout import Conductor, stream_seed
-from falconlib.tasks import sample_tasks
+from falconlib.tasks import fingerprint, sample_tasks
 from falconlib.training import checkpoint
 from falconlib.training.advantages import scored
 from falconlib.training.inner import Adaptation, adapt, inner_examples
@@ -196,8 +196,10 @@ class MRLF:
     def supervised(self, task_id: str, code: str | None) -> list[Example]:
         """The program as a target under the task's plain prompt; nothing when it is missing or longer than we sample."""
         task = self.by_id[task_id]
-        tokens = target_tokens(self.policy, task, code) if code else ()
-        if not tokens or len(tokens) > self.profile.sample.max_new_tokens + 1:  # + 1: the closing eos
+        if not code or not code.startswith(prompts.program_prefix(task)):  # a completion may have restated its header
+            return []
+        tokens = target_tokens(self.policy, task, code)
+        if len(tokens) > self.profile.sample.max_new_tokens + 1:  # + 1: the closing eos
             return []
         return [Example(prompts.render(self.policy.tokenizer, task).text, tokens)]
 
@@ -233,6 +235,7 @@ class MRLF:
         state = {
             "arm": self.profile.train.arm,
             "seed": self.seed,
+            "settings": self.settings(),
             "pass_rate": self.pass_rate,
             "totals": self.totals,
             "short_term": short.state() if short is not None else None,
@@ -251,6 +254,8 @@ class MRLF:
                     f"{found[-1]} belongs to arm {state['arm']}, seed {state['seed']}",
                     f"delete {self.folder} or use another folder",
                 )
+            if state["settings"] != self.settings():
+                raise FalconError(f"{found[-1]} was made with other settings", f"delete {self.folder} or use another folder")
             step, self.pass_rate, self.totals = state["step"], state["pass_rate"], state["totals"]
             if self.conductor.short_term is not None:
                 self.conductor.short_term.load(state["short_term"])
@@ -259,6 +264,14 @@ class MRLF:
         for log in (self.metrics, self.timings):
             log.truncate(step)
         return step
+
+    def settings(self) -> str:
+        """Hash of everything but the number of steps that the run depends on: a checkpoint of other settings is not ours."""
+        profile = asdict(self.profile)
+        for name in ("name", "arms", "seeds", "ablations", "eval", "sft"):
+            del profile[name]
+        profile["train"] |= {"steps": 0, "keep": 0, "checkpoint_every": 0}
+        return sha256_of([profile, fingerprint(self.tasks)])
 
     def give_up(self, step: int, episodes: Sequence[Episode]) -> None:
         """A gradient that is not finite stops the run, with the batch saved for whoever looks into it."""
@@ -277,4 +290,5 @@ def target_tokens(policy: Policy, task: Task, code: str) -> tuple[int, ...]:
 
 def fitting(policy: Policy, tasks: Sequence[Task], max_new_tokens: int) -> list[Task]:
     """The tasks whose gold program fits the sampled length: the others could never be solved in training."""
-    return [t for t in tasks if t.gold and len(target_tokens(policy, t, t.gold)) - 1 <= max_new_tokens]
+    usable = [t for t in tasks if t.gold and t.gold.startswith(prompts.program_prefix(t))]
+    return [t for t in usable if len(target_tokens(policy, t, t.gold)) - 1 <= max_new_tokens]

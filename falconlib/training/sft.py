@@ -26,7 +26,7 @@ def examples(policy: Policy, tasks: Sequence[Task]) -> list[dict[str, list[int]]
     """input_ids and completion_mask (1 on the gold program, its fence and eos) of each task that has a gold."""
     rows = []
     for task in tasks:
-        if task.gold:
+        if task.gold and task.gold.startswith(prompts.program_prefix(task)):
             prompt = policy.encode(prompts.render(policy.tokenizer, task).text)
             target = target_tokens(policy, task, task.gold)
             rows.append({"input_ids": [*prompt, *target], "completion_mask": [0] * len(prompt) + [1] * len(target)})

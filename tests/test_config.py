@@ -1,0 +1,49 @@
+"""Settings: what a wrong one gets, before anything runs."""
+
+import pytest
+
+from falconlib.config import AT_LEAST, CHOICES, load_profile, profiles_dir
+from falconlib.errors import FalconError
+
+PROFILES = sorted(p.stem for p in profiles_dir().glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_profile_loads(name):
+    assert load_profile(name).name == name
+
+
+def test_every_profile_of_the_house_is_there():
+    assert PROFILES == ["colab", "paper", "quick", "small", "smoke"]
+
+
+@pytest.mark.parametrize("name", ["../profiles/smoke", "smoke.yaml", "", 3])
+def test_a_profile_is_one_of_the_files(name):
+    with pytest.raises(FalconError, match="unknown profile"):
+        load_profile(name)
+
+
+@pytest.mark.parametrize(
+    "setting, value",
+    [
+        *((name, least - 1) for name, least in AT_LEAST.items()),
+        *((name, "foo") for name in CHOICES),
+        *(("train.lr", v) for v in (0.0, float("nan"), float("inf"))),
+        *(("inner.support", v) for v in (1, 3)),
+        *(("seeds", v) for v in ([], [0, 0])),
+        *(("arms", v) for v in (["rft"], [], ["grpo", "grpo"])),
+        *((name, ["falcom"]) for name in ("ablations", "eval.ltm_arms")),
+        *((name, 1) for name in ("name", "train", "train.stepz", "nonsense.deep.name")),
+        *(("train.steps", v) for v in ("5", 5.5, True, None)),
+        *(("long_term.enabled", v) for v in ("true", 1)),
+    ],
+)
+def test_a_bad_setting_is_one_clear_error(setting, value):
+    with pytest.raises(FalconError) as caught:
+        load_profile("smoke", {setting: value})
+    assert (caught.value.remedy and setting.split(".")[0] in caught.value.message) or "arm" in caught.value.message
+
+
+def test_settings_reach_their_place():
+    profile = load_profile("smoke", {"train.steps": 7, "train.lr": 1, "seeds": [3, 4], "inner.steps": 0, "inner.support": 1})
+    assert (profile.train.steps, profile.train.lr, profile.seeds) == (7, 1.0, (3, 4))
