@@ -36,6 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `falconlib ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as problem:  # a full disk, a path without rights: nothing that a traceback would explain
+        print(f"falconlib: {FalconError(str(problem), 'check the path, its rights and the free disk space')}", file=sys.stderr)
+        return 2
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -44,16 +47,21 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+NOT_SET = {"name": "--profile <name>", "train.arm": "--set arms=grpo,falcon", "train.seed": "--set seeds=0,1"}
+
+
 def parse_settings(pairs: list[str]) -> dict[str, Any]:
     """["train.steps=5", "arms=grpo,falcon"] -> dotted name -> value, read by the type of the configuration's field.
 
-    Raises FalconError for a pair without "=", an unknown name, or a value that is not of the field's type.
+    Raises FalconError for a pair without "=", an unknown name, a value that is not of the field's type, and for NOT_SET.
     """
     settings: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
             raise FalconError(f"--set {pair}: name=value is expected", "--set train.steps=5")
+        if name in NOT_SET:  # the grid sets these in each run: a value from here would be lost
+            raise FalconError(f"--set {pair}: {name} is not set this way", NOT_SET[name])
         settings[name] = _value(name, text)
     return settings
 
@@ -127,31 +135,36 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def train(options: argparse.Namespace) -> int:
+    from falconlib import workflow
     from falconlib.config import load_profile
+    from falconlib.graph import check_machine
     from falconlib.reporting import results_root, start
     from falconlib.reporting.run import reference_roots
+    from falconlib.tasks import fingerprint, load_tasks
     from falconlib.training import run_arm
     from falconlib.training.arms import SETTINGS, configure
 
     overrides = parse_settings(options.set)
     profile = configure(load_profile(options.profile, overrides), options.arm, options.seed)
-    key, learns = f"train/sft-s{options.seed}/adapter", SETTINGS[options.arm][1] is not None
+    key, learns, own = f"train/sft-s{options.seed}/adapter", SETTINGS[options.arm][1] is not None, profile.tasks
     roots = [results_root() / "runs" / profile.name, *reference_roots(profile.name)]
     if learns and not any((root / key).is_dir() for root in roots):  # asked before anything is written
         raise FalconError(
             f"arm {options.arm!r} starts from the SFT adapter, which is not in {roots[0] / key}",
             f"falconlib train --arm sft --profile {options.profile} --seed {options.seed} first",
         )
+    check_machine(profile)
     parameters = {"profile": options.profile, "results": "", "overrides": overrides, "arm": options.arm, "seed": options.seed}
-    stage = start("06_train", parameters)
-    echo(f"{options.arm}, seed {options.seed}, profile {options.profile}: {stage.folder}")
-    sft = stage.find(key) if learns else None
-    run_arm(stage.profile, options.arm, options.seed, stage.folder, sft_adapter=sft, progress=True)
-    wanted = ("metrics.jsonl", "budget.json", "memory.sqlite", "adapter")
-    stage.finish([f"{stage.key}/{name}" for name in wanted if (stage.folder / name).exists()])
-    for name in wanted:
-        if (stage.folder / name).exists():
-            echo(f"  {name}")
+    with workflow.lock(roots[0]):
+        stage = start("06_train", parameters)
+        echo(f"{options.arm}, seed {options.seed}, profile {options.profile}: {stage.folder}")
+        policy = run_arm(stage.profile, options.arm, options.seed, stage.folder, stage.find(key) if learns else None)
+        data = {n: fingerprint(load_tasks(n, "train", own.train_limit, own.seed)) for n in own.train}
+        stage.note(model=f"{policy.name} ({policy.fingerprint})", data=data)
+        outputs = ("metrics.jsonl", "budget.json", "memory.sqlite", "adapter")
+        written = [name for name in outputs if (stage.folder / name).exists()]
+        stage.finish([f"{stage.key}/{name}" for name in written])
+    echo("  " + "\n  ".join(written))
     return 0
 
 
@@ -231,9 +244,11 @@ def memory(options: argparse.Namespace) -> int:
     if not options.path.is_file():
         raise FalconError(f"{options.path} is no long-term memory: there is no such file", "give the path of a memory.sqlite")
     if options.what == "verify":
-        problems = verify(options.path)
-        echo("\n".join(problems) or "sound")
-        return 1 if problems else 0
+        problems = verify(options.path, repair=options.repair)
+        unmended = bool(problems) and not options.repair
+        remedy = [f"  remedy: falconlib memory verify {options.path} --repair"] if unmended else []
+        echo("\n".join(problems + remedy) or "sound")
+        return int(unmended)
     with LongTermMemory(options.path, None, read_only=True) as store:
         if options.what == "stats":
             echo(json.dumps(store.stats(), indent=1))
@@ -291,6 +306,8 @@ def _add_rest(command: Any, commands: Any) -> None:
         if what == "search":
             new.add_argument("text", help="a task in words")
             new.add_argument("--k", type=int, default=8)
+        if what == "verify":
+            new.add_argument("--repair", action="store_true", help="mend what is wrong; a damaged file is kept beside it")
         if what == "export":
             new.add_argument("--out", type=Path, required=True, help="file to write")
 

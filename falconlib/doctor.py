@@ -10,10 +10,11 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from falconlib.config import Profile, load_profile
 from falconlib.errors import FalconError
-from falconlib.reporting.run import REPO, results_root
+from falconlib.reporting.run import results_root
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,10 @@ def examine(profile_name: str) -> list[Row]:
         "faiss": faiss_row,
         "sandbox": sandbox_row,
         "libseccomp2": seccomp_row,
+        "ruff": lambda p: tool_row("ruff"),
+        "complexipy": lambda p: tool_row("complexipy"),
         "model": model_row,
+        "MiniLM": minilm_row,
         **{f"tasks: {name}": lambda p, name=name: tasks_row(p, name) for name in ("basics", "humaneval", "mbpp")},
         "results": results_row,
         "disk": disk_row,
@@ -97,8 +101,10 @@ def sandbox_row(profile: Profile) -> Row:
     from falconlib.sandbox import Sandbox
 
     with Sandbox(profile.sandbox) as sandbox:
-        layers = sandbox.layers
-    return Row("sandbox", "OK", ", ".join(f"{name}: {value}" for name, value in layers.items()))
+        tier, layers = sandbox.tier, sandbox.layers
+    missing = [name for name, layer in layers.items() if not layer["verified"]]
+    detail = f"tier {tier}, {len(layers) - len(missing)} of {len(layers)} layers verified"
+    return Row("sandbox", "OK", detail + (f"; not: {', '.join(missing)}" if missing else ""))
 
 
 def seccomp_row(profile: Profile) -> Row:
@@ -115,6 +121,25 @@ def model_row(profile: Profile) -> Row:
     return Row("model", "OK", f"{profile.model.name} (not the embedded one; found or fetched when it is loaded)")
 
 
+def tool_row(name: str) -> Row:
+    """A package that the static judge runs."""
+    try:
+        return Row(name, "OK", importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Row(name, "missing", "not installed; the static judge needs it", "make setup")
+
+
+def minilm_row(profile: Profile) -> Row:
+    from falconlib.memory.embed import MINILM_WHEEL, MiniLM
+
+    try:
+        MiniLM()
+    except FalconError as error:
+        needed = profile.long_term.enabled and profile.long_term.embedder == "minilm"
+        return Row("MiniLM", "missing", error.message, error.remedy, needed)
+    return Row("MiniLM", "OK", MINILM_WHEEL)
+
+
 def tasks_row(profile: Profile, name: str) -> Row:
     from falconlib.tasks import load_tasks
 
@@ -126,13 +151,18 @@ def tasks_row(profile: Profile, name: str) -> Row:
 
 
 def results_row(profile: Profile) -> Row:
+    good = os.access(_results_place(), os.W_OK)
+    return Row("results", "OK" if good else "missing", str(results_root()), "set FALCON_RESULTS to a writable folder")
+
+
+def _results_place() -> Path:
+    """The nearest folder of the results that exists."""
     root = results_root()
-    place = next(folder for folder in (root, *root.parents) if folder.exists())
-    return Row("results", "OK" if os.access(place, os.W_OK) else "missing", str(root), "set FALCON_RESULTS to a writable folder")
+    return next(folder for folder in (root, *root.parents) if folder.is_dir())
 
 
 def disk_row(profile: Profile) -> Row:
-    free = shutil.disk_usage(REPO).free / 2**30
+    free = shutil.disk_usage(_results_place()).free / 2**30
     return Row("disk", "OK" if free >= 2 else "missing", f"{free:.1f} GB free", "free some: 2 GB are needed")
 
 

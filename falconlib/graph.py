@@ -96,7 +96,7 @@ def steps_of(graph: tuple[Node, ...], profile: Profile) -> list[Step]:
 def select(steps: list[Step], only: str | None, first: str | None) -> list[Step]:
     """The steps that --only and --from name: by number (06), notebook, arm folder (train/falcon-s0), or arm.
 
-    Raises FalconError for a name that fits nothing.
+    Raises FalconError for a name that fits nothing, and when nothing is left.
     """
 
     def fits(step: Step, name: str) -> bool:
@@ -109,7 +109,10 @@ def select(steps: list[Step], only: str | None, first: str | None) -> list[Step]
             raise did_you_mean("notebook", name, known)
     if first:
         steps = steps[next(i for i, step in enumerate(steps) if fits(step, first)) :]
-    return [step for step in steps if not only or any(fits(step, name) for name in only.split(","))]
+    chosen = [step for step in steps if not only or any(fits(step, name) for name in only.split(","))]
+    if not chosen:
+        raise FalconError(f"--from {first} --only {only}: no stage is left", "name stages at or after --from")
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ class Workflow:
         profile: name. overrides: dotted parameter -> value. results: root ("" for the default). notebooks: their folder.
         graph: the nodes (tests hand in small ones).
 
-    Raises FalconError for an unknown profile, parameter or task set, before anything is written.
+    Raises FalconError for an unknown profile or parameter and for what this machine lacks, before anything is written.
     """
 
     def __init__(
@@ -140,7 +143,8 @@ class Workflow:
         graph: tuple[Node, ...] = GRAPH,
         command: str = "",
     ):
-        self.overrides = {name: list(v) if isinstance(v, tuple) else v for name, v in (overrides or {}).items()}
+        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in (overrides or {}).items()}
+        self.overrides = _absolute(plain)
         self.profile = load_profile(profile, self.overrides)
         check_machine(self.profile)
         self.results, self.notebooks, self.command = results, Path(notebooks), command or f"falconlib run --profile {profile}"
@@ -222,17 +226,37 @@ class Workflow:
 
 
 def check_machine(profile: Profile) -> None:
-    """Raises FalconError for an unknown task set and for a GPU that was asked for and is not there."""
-    from falconlib.tasks import TASK_SETS
+    """Raises FalconError for what the profile names and is not there: task sets and their data, model, encoder, GPU."""
+    from falconlib.memory.embed import get_embedder
+    from falconlib.policy import embedded
+    from falconlib.tasks import load_tasks
 
-    for name in (*profile.tasks.train, *profile.tasks.benchmarks):
-        if name not in TASK_SETS and not Path(name).is_file():
-            raise did_you_mean("task set", name, [*TASK_SETS, "<a path to a JSONL file>"])
+    for name in dict.fromkeys((*profile.tasks.train, *profile.tasks.benchmarks)):
+        load_tasks(name)
+    model = profile.model.name
+    if model == embedded.NAME:
+        embedded.model_dir()
+    elif (model.startswith((".", "/", "~")) or model.count("/") > 1) and not Path(model).is_dir():  # a hub id is owner/name
+        raise FalconError(f"model.name = {model!r}: there is no such folder", "a folder that holds config.json, or a hub id")
+    if profile.long_term.enabled:
+        get_embedder(profile.long_term.embedder)
     if profile.model.device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
             raise FalconError("model.device = 'cuda': this machine has no GPU that torch can use", "--set model.device=cpu")
+
+
+def _absolute(overrides: dict[str, Any]) -> dict[str, Any]:
+    """The overrides with existing relative paths made absolute: a notebook's kernel works in another folder."""
+    found = dict(overrides)
+    for key in ("tasks.train", "tasks.benchmarks"):
+        if isinstance(found.get(key), list):
+            found[key] = [str(Path(n).resolve()) if isinstance(n, str) and Path(n).is_file() else n for n in found[key]]
+    model = found.get("model.name")
+    if isinstance(model, str) and model.startswith(".") and Path(model).is_dir():
+        found["model.name"] = str(Path(model).resolve())
+    return found
 
 
 def library_hashes() -> dict[str, str]:

@@ -148,9 +148,12 @@ def plan(workflow: Workflow, steps: list[Step], force: bool, why: bool) -> list[
 
 @contextlib.contextmanager
 def lock(root: Path) -> Iterator[None]:
-    """Keeps a second run out of `root`. The kernel frees the lock when its holder dies, however it dies."""
+    """Keeps a second run out of `root`, which it makes. The kernel frees the lock when its holder dies, however it dies."""
     path = root / "run.lock"
-    with disk_errors(path), open(path, "a+", encoding="utf-8") as handle:
+    with disk_errors(path):  # not around the yield: the run's own errors are not about the lock
+        root.mkdir(parents=True, exist_ok=True)
+        handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

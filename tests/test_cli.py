@@ -1,16 +1,20 @@
 """The command line: exit codes, one clear message, typed settings, and the small commands end to end."""
 
+import contextlib
+import errno
 import json
 import os
+import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 
 import pytest
 
-from falconlib import cli, doctor
+from falconlib import cli, doctor, workflow
 from falconlib.config import Profile
 from falconlib.errors import FalconError
 from falconlib.evaluation.submissions import load_submissions
@@ -54,6 +58,9 @@ def test_settings_are_read_by_the_type_of_their_field(pair, value):
         ("train.lr=fast", "has the wrong type: float is expected"),
         ("long_term.enabled=no", "has the wrong type: bool is expected"),
         ("seeds=a", "is expected"),
+        ("train.arm=grpo", "--set arms="),
+        ("train.seed=1", "--set seeds="),
+        ("name=other", "--profile"),
     ],
 )
 def test_bad_settings_are_refused(pair, message):
@@ -68,7 +75,9 @@ def test_bad_settings_are_refused(pair, message):
         (["run", "--profile", "smoke", "--set", "arms=gpro"], "unknown arm 'gpro'"),
         (["run", "--profile", "smoke", "--set", "tasks.train=basix"], "unknown task set 'basix'"),
         (["run", "--profile", "smoke", "--set", "train.lr=x"], "float is expected"),
+        (["run", "--profile", "smoke", "--from", "08", "--only", "06"], "no stage is left"),
         (["train", "--arm", "gpro"], "unknown arm 'gpro'"),
+        (["train", "--arm", "base", "--profile", "smoke", "--set", "tasks.benchmarks=basix"], "unknown task set 'basix'"),
         (["doctor", "--profile", "nope"], "unknown profile"),
         (["score", "none.jsonl"], "none.jsonl is missing"),
         (["compare", "none", "none"], "none is missing"),
@@ -183,6 +192,40 @@ def test_memory_commands_read_a_memory(capsys, tmp_path):
     assert call(capsys, "memory", "stats", str(path))[0] == 2
 
 
+def test_memory_verify_names_its_repair_and_repairs(capsys, tmp_path):
+    from falconlib.memory import HashedTfidf, LongTermMemory
+
+    path = tmp_path / "memory.sqlite"
+    with LongTermMemory(path, HashedTfidf()) as memory:
+        memory.add_tasks(load_tasks("basics", "train")[:3])
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE task SET text_hash = 'wrong' WHERE id = 1")
+    code, out, _ = call(capsys, "memory", "verify", str(path))
+    assert code == 1 and f"remedy: falconlib memory verify {path} --repair" in out
+    assert call(capsys, "memory", "verify", str(path), "--repair")[0] == 0
+    assert call(capsys, "memory", "verify", str(path))[:2] == (0, "sound\n")
+
+
+def test_an_error_of_the_system_is_one_message_and_2(capsys, monkeypatch):
+    def full(name):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(doctor, "examine", full)
+    code, _, err = call(capsys, "doctor")
+    assert code == 2 and "No space left on device" in err and "remedy: " in err
+
+
+def test_train_notes_what_it_used_and_keeps_others_out(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("FALCON_RESULTS", str(tmp_path))
+    arguments = ("train", "--arm", "base", "--profile", "smoke")
+    with workflow.lock(tmp_path / "runs" / "smoke"):
+        code, _, err = call(capsys, *arguments)
+    assert code == 2 and "another run is working" in err
+    assert call(capsys, *arguments)[0] == 0
+    facts = json.loads((tmp_path / "runs" / "smoke" / "train" / "base-s0" / "run.json").read_text())
+    assert facts["model"].startswith("tiny (") and len(facts["data"]["basics"]) == 64
+
+
 # -- doctor
 
 
@@ -197,11 +240,24 @@ def test_the_doctor_prints_a_row_and_a_remedy_each(capsys):
 
 def test_the_doctor_examines_everything():
     names = [row.name for row in doctor.examine("smoke")]
-    assert names[:6] == ["Python", "torch", "faiss", "sandbox", "libseccomp2", "model"] and names[-3:] == [
-        "results",
-        "disk",
-        "memory",
-    ]
+    assert names[:7] == ["Python", "torch", "faiss", "sandbox", "libseccomp2", "ruff", "complexipy"]
+    assert names[7:9] == ["model", "MiniLM"] and names[-3:] == ["results", "disk", "memory"]
+
+
+def test_the_doctor_words_the_sandbox_and_what_is_missing(monkeypatch, tmp_path):
+    def absent(name):
+        raise doctor.importlib.metadata.PackageNotFoundError(name)
+
+    assert re.match(r"tier [AB], \d+ of 13 layers verified", doctor.sandbox_row(Profile()).detail)
+    monkeypatch.setattr(doctor.importlib.metadata, "version", absent)
+    assert doctor.tool_row("ruff").state == "missing"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    row = doctor.minilm_row(Profile())
+    assert row.state == "missing" and row.needed and "pip install" in row.remedy
+    asked = []
+    monkeypatch.setenv("FALCON_RESULTS", str(tmp_path / "later" / "results"))
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: asked.append(path) or shutil._ntuple_diskusage(10, 10, 0))
+    assert doctor.disk_row(Profile()).state == "missing" and asked == [tmp_path]
 
 
 def test_the_doctor_sees_two_faiss_builds(monkeypatch):

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from falconlib.config import LoraConfig, ModelConfig
 from falconlib.errors import FalconError
+from falconlib.policy import embedded
 from falconlib.policy.fast_weights import FastWeights, normalised_step
 from falconlib.policy.generate import Row, generate, merged, sample, stream
-from falconlib.policy.models import load_policy, resolve_device
+from falconlib.policy.models import first_line, load_policy, resolve_device, tiny_model
+from falconlib.training import checkpoint
 from falconlib.training.losses import Example, collate, completion_logits, token_logprobs
 
 PROMPTS = ["def add(a, b):", "Write a function that reverses a text.\n```python\n", "x"]
@@ -154,6 +157,47 @@ def test_only_the_last_layers_get_adapters():
     policy = load_policy(ModelConfig(name="tiny", threads=1), LoraConfig(r=2, alpha=4, top_layers=1))
     trained = [n for n, p in policy.model.named_parameters() if p.requires_grad]
     assert trained and all("layers.1." in n for n in trained)
+
+
+def test_damaged_weights_get_one_clear_error(tiny_policy, tmp_path):
+    tiny_policy.model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"half")
+    with pytest.raises(FalconError, match="does not fit the model"):
+        load_policy(ModelConfig(name="tiny"), adapter=tmp_path / "adapter")
+    assert first_line(ValueError()) == "ValueError"
+
+
+def test_a_damaged_copy_of_the_embedded_model_says_how_to_make_it_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("FALCON_CACHE", str(tmp_path))
+    model, tokenizer, _ = tiny_model()
+    folder = tmp_path / embedded.NAME
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(FalconError, match=r"(?s)could not be loaded.*delete .*make model"):
+        load_policy(ModelConfig(name=embedded.NAME))
+
+
+def test_a_cache_that_cannot_be_written_is_a_clear_error(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FALCON_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(FalconError, match="point FALCON_CACHE"):
+        embedded.ensure()
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError(28, "No space left on device"), SafetensorError("I/O error"), RuntimeError("unexpected pos")]
+)
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tiny_policy, monkeypatch, tmp_path, failure):
+    def fail(*_):
+        raise failure
+
+    optimizer = torch.optim.AdamW(tiny_policy.parameters())
+    first = checkpoint.save(tmp_path, 1, tiny_policy, optimizer, {})
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(FalconError, match="cannot write"):
+        checkpoint.save(tmp_path, 2, tiny_policy, optimizer, {})
+    assert checkpoint.existing(tmp_path) == [first]
 
 
 def test_bad_input_gets_one_clear_error(tiny_policy, tmp_path):

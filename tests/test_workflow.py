@@ -284,6 +284,35 @@ def test_selection(only, first, expected):
     assert [step.key for step in select(steps, only, first)] == expected
 
 
+def test_missing_pieces_are_named_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.setenv("FALCON_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(FalconError, match="the embedded model"):
+        make(tmp_path, {"model.name": "SmolLM2-135M-Instruct"})
+    with pytest.raises(FalconError, match="there is no such folder"):
+        make(tmp_path, {"model.name": "./models/mine"})
+    monkeypatch.setenv("FALCON_DATA", str(tmp_path))
+    monkeypatch.setattr("falconlib.tasks.files.DATA", tmp_path)
+    with pytest.raises(FalconError, match="missing data: 'mbpp"):
+        make(tmp_path, {"tasks.benchmarks": ["mbpp"]})
+    monkeypatch.undo()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(FalconError, match="sentence encoder 'minilm' is not installed"):
+        make(tmp_path, {"long_term.embedder": "minilm"})
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_relative_task_file_reaches_the_notebook_as_an_absolute_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own.jsonl").write_text(json.dumps({"task_id": "own/0", "prompt": "Return 1.", "tests": ["assert one() == 1"]}) + "\n")
+    flow = make(tmp_path, {"tasks.benchmarks": ["own.jsonl", "basics"]})
+    assert flow.parameters(flow.steps[0])["overrides"]["tasks.benchmarks"] == [str(tmp_path / "own.jsonl"), "basics"]
+
+
+def test_an_error_inside_the_lock_is_not_blamed_on_the_lock(tmp_path):
+    with pytest.raises(OSError, match="disk"), workflow.lock(tmp_path / "new"):
+        raise OSError("disk")
+
+
 def test_bad_input_is_refused_before_anything_is_written(tmp_path):
     steps = steps_of(GRAPH, load_profile("smoke", {"arms": ["grpo"]}))
     with pytest.raises(FalconError, match="unknown notebook '08'; known: 01_a, 06_train, 07_b"):

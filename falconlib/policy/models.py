@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from falconlib.config import LoraConfig, ModelConfig
@@ -95,11 +96,11 @@ def pretrained(config: ModelConfig) -> tuple[Any, Any, str]:
         kind = AutoModelForSeq2SeqLM if AutoConfig.from_pretrained(source).is_encoder_decoder else AutoModelForCausalLM
         model = kind.from_pretrained(source, dtype=getattr(torch, config.dtype))
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise FalconError(
-            f"model {config.name!r} could not be loaded: {str(error).splitlines()[0]}",
-            f"use {embedded.NAME!r}, a folder that holds config.json, or a hub id (with network)",
-        ) from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        remedy = f"use {embedded.NAME!r}, a folder that holds config.json, or a hub id (with network)"
+        if config.name == embedded.NAME:
+            remedy = f"delete {source}, then: make model"
+        raise FalconError(f"model {config.name!r} could not be loaded: {first_line(error)}", remedy) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -107,6 +108,11 @@ def pretrained(config: ModelConfig) -> tuple[Any, Any, str]:
         embedded.WHEEL_SHA256[:16] if config.name == embedded.NAME else str(getattr(model.config, "_commit_hash", None) or source)
     )
     return model, tokenizer, fingerprint
+
+
+def first_line(error: Exception) -> str:
+    """First line of an error's message, its type when it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def tiny_model(seed: int = 0) -> tuple[Any, Any, str]:
@@ -180,8 +186,8 @@ def load_adapter(base: Any, folder: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # as in add_lora
             return peft.PeftModel.from_pretrained(base, str(folder), is_trainable=True)
-    except (RuntimeError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise FalconError(
-            f"the adapter in {folder} does not fit the model: {reason}", "use the model named in its adapter_config.json"
+            f"the adapter in {folder} does not fit the model: {first_line(error)}",
+            "use the model named in its adapter_config.json",
         ) from error

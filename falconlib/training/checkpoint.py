@@ -5,6 +5,7 @@ A checkpoint folder is complete or absent: it is written beside its place, synce
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from falconlib.errors import FalconError
+from falconlib.files import REMEDIES, disk_errors
 from falconlib.policy.models import Policy
 
 
@@ -26,7 +29,18 @@ def theta(policy: Policy) -> dict[str, torch.Tensor]:
 def save(
     folder: Path, step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: dict[str, Any], memory=None, keep: int = 2
 ) -> Path:
-    """Writes `step` into `folder` and drops all but the last `keep` checkpoints. `memory` is a LongTermMemory or None."""
+    """Writes `step` into `folder` and drops all but the last `keep` checkpoints. `memory` is a LongTermMemory or None.
+
+    Raises FalconError when the disk is full or not writable; the checkpoints before stay.
+    """
+    try:
+        with disk_errors(folder):
+            return _write(folder, step, policy, optimizer, state, memory, keep)
+    except (SafetensorError, RuntimeError) as error:  # how safetensors and torch.save report a failed write
+        raise FalconError(f"cannot write checkpoint {step} in {folder}: {error}", REMEDIES[errno.ENOSPC]) from error
+
+
+def _write(folder: Path, step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: dict, memory, keep: int) -> Path:
     target, scratch = folder / f"step-{step:06d}", folder / ".writing"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
