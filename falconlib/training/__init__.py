@@ -53,6 +53,7 @@ def run_arm(profile: Profile, arm: str, seed: int, folder: Path, sft_adapter: Pa
     if arm != "base":
         policy.model.peft_config["default"].base_model_name_or_path = profile.model.name  # not the cache folder of this machine
         policy.model.save_pretrained(folder / "adapter", save_embedding_layers=False)  # "auto" would ask the hub
+        (folder / "adapter" / "README.md").unlink(missing_ok=True)  # peft's empty card names the cache folder of this machine
     write_json(folder / "budget.json", budget)
     return policy
 
