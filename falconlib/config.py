@@ -184,7 +184,8 @@ class EvalConfig:
 class SandboxConfig:
     """Limits of a program. cpu_s, memory_mb, output_kb: per program. workers: processes (0: cores). min_integrity:
     "value" refuses verdicts that met the program in one process. require: weakest acceptable tier ("strong", "good").
-    allow_unsafe: run without a read wall.
+    allow_unsafe: run without a read wall. cache: path of an SQLite file of verdicts, so that no program runs twice under the
+    same limits and layers ("": off).
     """
 
     cpu_s: float = 2.0  # [ours] far above all golds but one: mbpp/123 needs more on a slow core
@@ -194,6 +195,7 @@ class SandboxConfig:
     min_integrity: str = "value"  # [ours] a reward must not be forgeable in-process
     require: str = "good"  # [ours] tier B or better
     allow_unsafe: bool = False  # [ours] fail closed
+    cache: str = ""  # [ours] off: costs and timeouts are measured anew
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def test_error_place(box):
     code = "def helper(x):\n    y = (x\n         / 0)\n    return y\n\ndef add(a, b):\n    return helper(a)\n"
     error = box.run(Program(code, ADD)).error
     assert (error.line, error.end_line, error.function) == (2, 3, "helper")
-    assert error.traceback == ((7, "add"), (2, "helper"))
+    assert error.traceback == (("add", 7), ("helper", 2))
 
 
 TRUNCATED = [
@@ -210,6 +210,14 @@ def test_order_is_kept_and_identical_programs_run_once(box, monkeypatch):
     assert [[t.status for t in r.tests].index("pass") for r in box.run_many(programs)] == [0, 1, 0, 2, 1]
     assert len(started) == 3
     assert box.run_many([]) == []
+
+
+def test_suspected_sleepers_start_last(box, monkeypatch):
+    started = []
+    monkeypatch.setattr(Worker, "start", count_calls(started))
+    sleeper = Program("import time\ndef add(a, b):\n    time.sleep(0.01)\n    return a + b\n", ADD)
+    assert [r.status for r in box.run_many([sleeper, GOOD, sleeper])] == ["pass"] * 3
+    assert [task.program for task, *_ in started] == [GOOD, sleeper]
 
 
 def count_calls(calls):

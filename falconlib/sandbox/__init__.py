@@ -2,6 +2,7 @@
 
 `Sandbox` owns the processes, `program_for` makes a Program of a Task. How it works: pool (supervisor) -> zygote (fork
 server) -> candidate and judge (one process each), behind the walls of `kernel`, which `layers` tries and grades.
+`cache` remembers verdicts; `ray_pool.RaySandbox` is the same over the nodes of a Ray cluster.
 
 Tier A has namespaces, Landlock, seccomp, no capabilities and limits; tier B does without namespaces (default containers,
 Colab). There is no tier for macOS, and none that starts a container: run the whole of falconlib inside one

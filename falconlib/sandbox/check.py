@@ -58,9 +58,8 @@ def check_corpus(path: str | Path, tier: str | None = None, json_out: str | Path
                     sys.stdout.write("{name} ({way}): {what}\n".format(**mismatches[-1]))
     layers = next(iter(found.values()), {})
     if json_out is not None:
-        Path(json_out).write_text(
-            json.dumps({"programs": len(rows), "mismatches": mismatches, "layers": layers}), encoding="utf-8"
-        )
+        told = {"programs": len(rows), "mismatches": mismatches, "layers": layers}
+        Path(json_out).write_text(json.dumps(told), encoding="utf-8")
     tiers = ", ".join(found)
     sys.stdout.write(f"{len(rows)} programs, {len(ways)} ways (tiers: {tiers}), {len(mismatches)} mismatches\n")
     return 0 if rows and not mismatches else 1
@@ -79,9 +78,7 @@ def read_corpus(path: Path) -> list[dict]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise FalconError(
-                f"line {number} of {path.name} is no JSON: {error}", "one JSON object per line is expected"
-            ) from error
+            raise FalconError(f"line {number} of {path.name} is no JSON: {error}", "one JSON object per line") from error
         missing = [k for k in _REQUIRED if not isinstance(row, dict) or k not in row]
         if missing:
             raise FalconError(f"line {number} of {path.name} has no {missing[0]!r}", f"required: {', '.join(_REQUIRED)}")
@@ -157,11 +154,8 @@ class Surroundings:
         os.environ["FALCON_CANARY_SECRET"] = self.secret
         shutil.rmtree(CANARY, ignore_errors=True)
         CANARY.mkdir(mode=0o755)
-        for name, text in (
-            ("secret.txt", self.secret),
-            ("deleteme", ""),
-            ("falcon_canary_module.py", f"SECRET = {self.secret!r}\n"),
-        ):
+        files = {"secret.txt": self.secret, "deleteme": "", "falcon_canary_module.py": f"SECRET = {self.secret!r}\n"}
+        for name, text in files.items():
             (CANARY / name).write_text(text)
         self.listeners = [self.listen(socket.AF_UNIX, str(CANARY / "sock")), self.listen(socket.AF_UNIX, "\0falcon_canary")]
         for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
@@ -213,37 +207,23 @@ class Surroundings:
         return ""
 
 
-def _leak(reports: Sequence[Report], around: Surroundings, facts: dict) -> str:
-    return "the canary is in the report" if any(around.secret in to_json(r) for r in reports) else ""
-
-
 def _alive(reports: Sequence[Report], around: Surroundings, facts: dict) -> str:
     grown = psutil.Process().num_fds() - facts["fds"]
-    return (
-        "the harness broke"
-        if any(r.status == "infra_error" for r in reports)
-        else f"{grown} descriptors leaked"
-        if grown > 4
-        else ""
-    )
+    lost = any(r.status == "infra_error" for r in reports)
+    return "the harness broke" if lost else f"{grown} descriptors leaked" if grown > 4 else ""
 
 
 def _wall(reports: Sequence[Report], around: Surroundings, facts: dict) -> str:
+    """Late is what took longer than its limit and had not used its CPU up; when crowded all starve, on purpose."""
     limit = facts["sandbox"].config.cpu_s
-    if facts.get("crowded"):  # starved on purpose: the limits are on CPU and effective time
-        return ""
-    late = [
-        r.wall_s for r in reports if r.wall_s > limit + 1 and r.cpu_s < 0.9 * limit
-    ]  # what used its CPU up was starved, not late
-    return f"{late[0]} s" if late else ""
+    late = [r.wall_s for r in reports if r.wall_s > limit + 1 and r.cpu_s < 0.9 * limit]
+    return f"{late[0]} s" if late and not facts.get("crowded") else ""
 
 
 def _memory(reports: Sequence[Report], around: Surroundings, facts: dict) -> str:
-    peak = max(r.peak_mb or 0 for r in reports)
+    peak, most = max(r.peak_mb or 0 for r in reports), facts["sandbox"].config.memory_mb + 64
     grown = (psutil.Process().memory_info().rss - facts["rss"]) >> 20
-    return (
-        f"{peak} MB" if peak > facts["sandbox"].config.memory_mb + 64 else f"supervisor grew by {grown} MB" if grown > 32 else ""
-    )
+    return f"{peak} MB" if peak > most else f"supervisor grew by {grown} MB" if grown > 32 else ""
 
 
 def _output(reports: Sequence[Report], around: Surroundings, facts: dict) -> str:
@@ -253,30 +233,20 @@ def _output(reports: Sequence[Report], around: Surroundings, facts: dict) -> str
     return "more text than the cap" if long else "cut text is not marked" if unmarked else ""
 
 
-def _same(reports: Sequence[Report], around: Surroundings, facts: dict) -> str:
-    return "" if len({(r.status, tuple(r.tests), r.stdout) for r in reports}) == 1 else "the repeats differ"
-
-
-def _not_pass(reports: Sequence[Report], around: Surroundings, facts: dict) -> str:
-    return "it passed" if any(r.status == "pass" for r in reports) else ""
-
-
-Check = Callable[[Sequence[Report], Surroundings, dict], str]
+Check = Callable[[Sequence[Report], Surroundings, dict], str]  # -> what is wrong, or ""
 PROMISES: dict[str, Check] = {
-    "NOT_PASS": _not_pass,
-    "NO_EXPECTED": _not_pass,
+    "NOT_PASS": lambda r, a, f: "it passed" if any(one.status == "pass" for one in r) else "",
     "HOST_ALIVE": _alive,
     "CLEAN_NEXT": lambda r, a, f: "" if f["clean"] else "the next control did not pass",
     "NO_ORPHAN": lambda r, a, f: "" if f["alone"] else "processes are left",
     "NO_FILE": lambda r, a, f: a.files(),
-    "NO_HOST_EXEC": lambda r, a, f: a.files(),
-    "DISK": lambda r, a, f: a.files(),
-    "NO_READ": _leak,
-    "NO_ENV": _leak,
+    "NO_READ": lambda r, a, f: "the canary is in the report" if any(a.secret in to_json(one) for one in r) else "",
     "NO_NET": lambda r, a, f: a.visitors(),
     "NO_SIGNAL": lambda r, a, f: f"{a.signals} signals arrived" if a.signals else "",
     "WALL": _wall,
     "MEM": _memory,
     "OUT": _output,
-    "DETERMINISTIC": _same,
+    "DETERMINISTIC": lambda r, a, f: "" if len({(o.status, o.tests, o.stdout) for o in r}) == 1 else "the repeats differ",
 }
+PROMISES["NO_EXPECTED"], PROMISES["NO_ENV"] = PROMISES["NOT_PASS"], PROMISES["NO_READ"]
+PROMISES["NO_HOST_EXEC"] = PROMISES["DISK"] = PROMISES["NO_FILE"]

@@ -24,21 +24,36 @@ BIG = 10_000  # bits; beyond it decimal text is refused by int()
 _encode = json.encoder.c_make_encoder(None, None, json.encoder.encode_basestring_ascii, None, ": ", ", ", False, False, True)
 _scan = json.JSONDecoder().scan_once  # both in C: a program that patches builtins does not reach them
 _SEQUENCES = {tuple: "tuple", set: "set", frozenset: "frozenset", collections.deque: "deque"}
-_ITERATORS = {
-    type(i for i in ()),
-    type(reversed([])),
-    *(type(iter(k(()))) for k in (list, tuple, dict, set)),
-    type(iter("")),
-    type(iter(range(0))),
-}
-_ITERATORS |= {map, filter, zip, enumerate, reversed}
+_SOURCES = ((i for i in ()), reversed([]), *(iter(k()) for k in (list, tuple, dict, set, str)), iter(range(0)))
+_ITERATORS = {*map(type, _SOURCES), map, filter, zip, enumerate, reversed}
 _VIEWS = {type({}.keys()): "keys", type({}.values()): "values", type({}.items()): "items"}
-_TIMES = {datetime.datetime: "datetime", datetime.date: "date", datetime.time: "time"}
+_DICTS = (dict, collections.Counter, collections.OrderedDict, collections.defaultdict)
+_SCALARS = {  # type: its content; the tag is the type's name
+    bytes: bytes.hex,
+    bytearray: bytearray.hex,
+    complex: lambda x: [x.real, x.imag],
+    range: lambda x: [x.start, x.stop, x.step],
+    decimal.Decimal: str,
+    fractions.Fraction: lambda x: [hex(x.numerator), hex(x.denominator)],
+    datetime.timedelta: lambda x: [x.days, x.seconds, x.microseconds],
+    **{k: k.isoformat for k in (datetime.datetime, datetime.date, datetime.time)},
+}
 _BASES = (str, int, float, list, tuple, dict, set, frozenset, bytes)
-_BUILD = {"tuple": tuple, "set": set, "frozenset": frozenset, "deque": collections.deque, "iter": iter}
-_FROM_ISO = {"datetime": datetime.datetime, "date": datetime.date, "time": datetime.time}
 _TYPES = {k: v for k, v in vars(builtins).items() if isinstance(v, type)}
 _FUNCTIONS = {k: v for k, v in vars(builtins).items() if type(v) is type(len)}
+_BUILD = {"tuple": tuple, "set": set, "frozenset": frozenset, "deque": collections.deque, "iter": iter}
+_REBUILD = {
+    "int": lambda v: int(v, 16),
+    "bytes": bytes.fromhex,
+    "bytearray": bytearray.fromhex,
+    "complex": lambda v: complex(*v),
+    "range": lambda v: range(*v),
+    "Decimal": decimal.Decimal,
+    "Fraction": lambda v: fractions.Fraction(int(v[0], 16), int(v[1], 16)),
+    "timedelta": lambda v: datetime.timedelta(*v),
+    "type": _TYPES.__getitem__,
+    **{k.__name__: k.fromisoformat for k in (datetime.datetime, datetime.date, datetime.time)},
+}
 
 
 class ProtocolError(Exception):
@@ -77,27 +92,15 @@ class Encoder:
     def _tagged(self, x, kind, depth):
         if kind in _SEQUENCES:
             return {"t": _SEQUENCES[kind], "v": [self(e, depth) for e in x]}
-        if kind is dict or kind in (collections.Counter, collections.OrderedDict, collections.defaultdict):
+        if kind in _DICTS:
             return {"t": "dict", "v": [[self(k, depth), self(v, depth)] for k, v in x.items()]}
         if kind in _ITERATORS or kind.__module__ == "itertools":
             return {"t": "iter", "v": [self(e, depth) for e in itertools.islice(x, MAX_ITER)]}
         if kind in _VIEWS:
             return {"t": _VIEWS[kind], "v": [self(e, depth) for e in x]}
-        if kind in (bytes, bytearray):
-            self.cost += len(x)
-            return {"t": kind.__name__, "v": x.hex()}
-        if kind is complex:
-            return {"t": "complex", "v": [x.real, x.imag]}
-        if kind is range:
-            return {"t": "range", "v": [x.start, x.stop, x.step]}
-        if kind is decimal.Decimal:
-            return {"t": "decimal", "v": str(x)}
-        if kind is fractions.Fraction:
-            return {"t": "fraction", "v": [hex(x.numerator), hex(x.denominator)]}
-        if kind in _TIMES:
-            return {"t": _TIMES[kind], "v": x.isoformat()}
-        if kind is datetime.timedelta:
-            return {"t": "timedelta", "v": [x.days, x.seconds, x.microseconds]}
+        if kind in _SCALARS:
+            self.cost += len(x) if kind in (bytes, bytearray) else 0
+            return {"t": kind.__name__, "v": _SCALARS[kind](x)}
         if kind is type and _TYPES.get(x.__name__) is x:
             return {"t": "type", "v": x.__name__}
         content = self.special(x) if self.special else None
@@ -136,33 +139,13 @@ def decode(x, special=None):
             items = [decode(e, special) for e in v]
             source = dict(items) if tag == "items" else dict.fromkeys(items) if tag == "keys" else dict(enumerate(items))
             return getattr(source, tag)()
-        return _scalar(tag, v, special)
+        if tag in _REBUILD:
+            return _REBUILD[tag](v)
+        if special is None:
+            raise ValueError(tag)
+        return special(tag, v)
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise ProtocolError(f"malformed value: {type(error).__name__}") from None
-
-
-def _scalar(tag, v, special):
-    if tag == "int":
-        return int(v, 16)
-    if tag in ("bytes", "bytearray"):
-        return bytes.fromhex(v) if tag == "bytes" else bytearray.fromhex(v)
-    if tag == "complex":
-        return complex(*v)
-    if tag == "range":
-        return range(*v)
-    if tag == "decimal":
-        return decimal.Decimal(v)
-    if tag == "fraction":
-        return fractions.Fraction(int(v[0], 16), int(v[1], 16))
-    if tag in _FROM_ISO:
-        return _FROM_ISO[tag].fromisoformat(v)
-    if tag == "timedelta":
-        return datetime.timedelta(*v)
-    if tag == "type":
-        return _TYPES[v]
-    if special is not None:
-        return special(tag, v)
-    raise ValueError(tag)
 
 
 def builtin_name(x):
@@ -195,12 +178,10 @@ def receive(fd, read=os.read):
         return None
     try:
         message, end = _scan(data.decode("ascii"), 0)
-    except (ValueError, RecursionError, StopIteration):
+    except (ValueError, RecursionError, MemoryError, StopIteration):
         raise ProtocolError("frame is no JSON") from None
-    if end != len(data):
-        raise ProtocolError("frame is no JSON")
-    if type(message) is not dict:
-        raise ProtocolError("frame is no object")
+    if end != len(data) or type(message) is not dict:
+        raise ProtocolError("frame is no JSON object")
     return message
 
 

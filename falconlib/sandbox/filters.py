@@ -12,7 +12,7 @@ read write readv writev pread64 pwrite64 preadv pwritev open openat close close_
 mmap mprotect munmap mremap madvise mincore brk rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait
 rt_sigsuspend sigaltstack pause access faccessat faccessat2 readlink readlinkat getcwd chdir fchdir getdents64 statfs fstatfs
 pipe pipe2 dup dup2 dup3 select pselect6 poll ppoll epoll_create1 epoll_ctl epoll_wait epoll_pwait eventfd2 timerfd_create
-timerfd_settime timerfd_gettime memfd_create ftruncate fallocate fsync fdatasync socketpair sendto recvfrom sendmsg recvmsg
+timerfd_settime timerfd_gettime memfd_create ftruncate fallocate fsync fdatasync socketpair recvfrom recvmsg
 shutdown getsockname getpeername getsockopt setsockopt futex set_robust_list get_robust_list rseq membarrier sched_yield
 sched_getaffinity sched_getparam sched_getscheduler sched_get_priority_max sched_get_priority_min getpriority setpriority
 nanosleep clock_nanosleep clock_gettime clock_getres gettimeofday time times getitimer setitimer alarm getpid gettid getppid
@@ -50,6 +50,7 @@ def build(machine: str) -> bytes:
     for name, (number, values) in ARGUMENTS.items():
         for value in values:
             filt.add_rule(sc.ALLOW, name, sc.Arg(number, sc.MASKED_EQ, 0xFFFFFFFF, value))
+    filt.add_rule(sc.ALLOW, "sendto", sc.Arg(4, sc.EQ, 0))  # no address: a datagram socketpair would reach any path
     thread = 0x00010000  # CLONE_THREAD
     filt.add_rule(sc.ALLOW, "clone", sc.Arg(0, sc.MASKED_EQ, thread, thread))
     with tempfile.TemporaryFile() as file:
@@ -60,23 +61,23 @@ def build(machine: str) -> bytes:
 
 FILTERS = {  # base64 of zlib of build(machine)
     "x86_64": (
-        "eNpt1GdPFUEUxvH/wuXSpFzwqggqzRpFY9co2DsKir2AoIgNNPbee++9V+wKiC1GX2r8Aupb+xfwJc48uxpJ2GTzu/fsnJmdmZ2TCvjMHYS32fAmFffqAY"
-        "5hgIm/rjNXkFeKB3mpB0FeECKfEyqfef3UEiaf4pc1hMtqImQVkfIJUfIx0fIRjeRDYuQDYuV94uQ9AvIuCfIOibKSxvK2nYO5b9FE3qSpvEEzeZ0keY1k"
-        "eZUUeYVUeZk0eYl0eZEMeYFMeZ7W8hxt5FnayjN0lKfpJE+RJU/SWZ6gizxON3mM7vKoXWPjEXrKw/SSh+gnD9JfHiBH7meU3MdouZdcuYdxcjd5chf5ci"
-        "dT5Q4K5XaK5DZmy60Uyy2UyM3MkZsolRspkxtYKNezSK6jXK6lQq5hmVzNSrnK/LKuNE+sK0ymdbnp2brMjGTtY0a2LjVvYl1i3sxaYWZkLTcztC42M7cu"
-        "MithXWhWyLrArJx1vllJa5lZWes8s3PWUrOj1rnmS7XO4Z0s4b0s5oOczUdZxCdZyGc5iy9yJl/lDL7J6XyX0/ghp/JTTuG3nIzjWCfhlxOJlgXEyAnEyv"
-        "HEyXwCMo8EOY4kOZZkmUsLOYaWcjSt5CjS5Ugy5Agy5XBay2G0lUNpJ4eQLQeTIyMZJAcyRA5gjMxhrAyjUvq4I0O5K0Ookn2pljg1RnvW25icoPmKa924"
-        "v7eJ2bNlz2eBV1dMvCtePP5f3DHxLp1dHbLddmG/Gs7v8H9+kPbtAu8Da+14WU6D7TPrt8/AbZ+e5j0Pv9DwOC3q56UwMHfShKCpHu7/5kluXSIq3muXUj"
-        "8/+DffrT+NyS+wJpInE0iTAZJlPIkyLtaRxIxouN+o+v1GEuWzRhApw4mQfvw+dx/duuzz6nSoV7dDvDruqF+/diFMQt0mvzfeH6HukWw="
+        "eNpt1GdPFUEUxvH/wuUCVykXvCoCShPU2GI3UVCjxoaCYC8Uu9hb7Nh777037B17SXwj8Quob+1fwJc48+xqJGGTzS97ds7MzszOSQN85g7Bu1x4k4Z7dQ"
+        "XH0MfE39aaK8RrxUO80osQLwmTLwiXz71+nhEhn+KXT4iU1UTJx0TLRwTkQxrIBzSU94mR94iVd4mTdwjK2yTIWyTKmzSSN+wczH2dxrKKJvIaTeVVkuQV"
+        "kuVlUuQl0uRF0uUFMuR5MuU5suRZWsozZMvT5MhTtJMn6SBP0FEep7M8Rhd51K6p8Qjd5GG6y0P0kgfpLQ+QJ/czRO5jqNxLvtzDCLmbArmLQrmTcXIHJX"
+        "I7pXIbZXIr5XILU+RmpspNTJcbmSk3UCHXM0euY56sZL5cy2K5hmVyNcvlKlbIlSZiXWEyrMtND9aepkfrMjOCdakZ0brEfKl1sfly6yIzI+tCM0PrAjNz"
+        "63yzItZ5ZoWsc82KWeeYHbFWmJ2yzjZ/oHUW7+VMauQMPsjpfJTT+CSn8llO4Yss56ss45ss5bss4YeczE85id9yIo5jnYBfjqeBHEeMHEusHEOcHE1Qji"
+        "JBFpMki0iWI0mVhTSXBbSQI8iQw8mU+WTJYbSUQ8mRQ2glB5MrB5Eno+knB9JfDmCY7M9wGUGV9HFdhnNDhvFA5vFQ4jwy2rOdbXJC5u+tduO+tiZmz5L7"
+        "v9MD79k9D927ufUDfw8vbs9tsVdvTLzT3/bx/+KOiXfs4OqQ67aL+FV/fpv/80O0bhWsCa6047V36m2fVbd9Jm77jHTvfeTp+sdJrZuXQt/80UUhU1Xc52"
+        "ZJbr0iEO+1S6mbH/qb79alRhQWWxMpkAmkyyDJMp5EGRfrSGIG1d9voG6/0QR81iiiZSRR0o/f5+63W699Xv0O9+p5mFffHfXr1y5ESKit9Hvj/QHlopOb"
     ),
     "aarch64": (
-        "eNpt1NdPFFEUBvBvcHdgSRTWZUFcSEDUaDCCJsYWhZUiqPRlsVGkWqOABbCgYsfee1cELCgaXn0zMXaN+mB88En/Cj3nm9W4yU4y+WXu3H7OvUkAbPK6gY"
-        "Eh4HkSrMeNB3DS+3DRfsTQPq0rby9i6T3E0R6MoneRSu9gEr2NyfQW0uhNpNMbmEKvYyq9hhn0KmbSK5hNL2MOvYS59CIy6AVk0vPw0nOYR88ii55BNj2N"
-        "HHoKufQk8ugJ5NPjKKTHUESPopgeQSk9jDLajXJ6CH56EBX0ACrpflTRfaime1FD96CWdqGO7kY93YUGuhONtBNNdAea6Xa00G1opVvRRjvQTtulRG2TGu"
-        "oWaaFulh7UTdKzulFmoLbKjNQWmaHaLDNWN8gK1PWyInWarFBdJytW18oOqGtkR9TVsqPqKtlpdaVEQm2SCKmNEjG1QSKp1kuE1TrJALVWMkJdIRmi1kjG"
-        "qNWSUWqVZJxaKRmoLsdDugyP6FIM0CV4TBfjCa3AIPXjBS3HK+rDa1qGN7QUb2kJ3tFivKdF+EAL8ZEW4BNdhM90Ib7QBfhK8/Gd5uEHnY+fNBe/aA5shp"
-        "qNWJqFOOpAPPXCQzORQjMwjtrRS23oo8PQT8MwSGfhKYXxTDRlrPHSxo3pGGK5IZnF//YuUc+znlvfv3PNY8fyaH6npzlfOjuk3PwWun7q//WtckPKJ06w"
-        "hGk3QrYbGzxOCqxxxiQH/of3hB4vMbhdArwF/jI3PIHv0fFRVr3IxEC9hOD27r/trfsoBiU+1YViOhLJ1AkPjYaLRo0wKIbHh+43MrhfByJtagQcNBwR1I"
-        "Rps+Jo3as2iaAVxzBYcTRgxUkfk7tpp8DvTjMw3h/HsIyw"
+        "eNpt1NdPFFEUBvBvcHaATRRWWHAFEhA1GoyAotFYEAUCKr3ZKFLtBSwUFRV77703BOxoePXNxNhj1Afjg0/6V+g53wzGTXaSyW/mzu3n3IkHYMrtBfoHgJ"
+        "fxsC8vnsBDHyOCPkIkfah15X6AKNqHaNqLEbQHSfQ+JtBuTKT3kEzvIoXeQSq9jUn0FqbRm5hOb2AGvY5Z9Bpm06tIp1cwh15GBr2EufQi5tELyKTnkUXP"
+        "IZueRQ49g1x6Gvn0FAroSRTSEyimx1FCj6GMHkU5PYIKehiV9BCq6EFU0wOooftRS/ehju5FPd2DBtqFRrobTXQXNtKdaKadaKE70Eq3o41uQwftkCe1Xb"
+        "6obVJTbZUe1K0ykrpFRlY3y0zUTTIztUVmqjbLzNXJshJ1g6xMXS8rVdfJytW1snPqGtlRdbXsuLpKIqGulMioKyRiapNEUm2USKsNEnm1XjJBrZPMUGsl"
+        "c9TlkllqjWSaWi2Zp1ZJJqqVkpnqMjylS/GMLkE/XYxXdBHe0Aq8peV4T8vwgZbiIy3BJ1qMz7QIX2ghvtICfKP5+EHz8JMuxC+6AL/pfJiGmosomoNoGg"
+        "ofzUYMzUIizcQY6kIPNdFLh6CPBqGfpuM5hfFCtGSssdLGi5kYYLkhGcPvri5Rz6+e09J/5xhT4ZSH831Kmue1p13KzXdOeZpdL3Wwnn0+U5Kd9tb3wP0m"
+        "/d+vXW5I+fhxtrBcRsB2o/3nkwh7PqMSnO/B3YHHi/NvF4uMvPISL2Kc95G+MLueO86pF+vf3jvY3v5PRaKoVI1AIR2OBOpBDA1HBA0bZlAM9QXu1+3fby"
+        "jcphqCUBqMEGrBMu142/9bUyJtxzsIdrwN2PHUy+Juuijwp9NyxvsLhr+OBA=="
     ),
 }

@@ -37,25 +37,26 @@ class Recorder:
     """Collects one record per executed assert. It is the `__site__` of the rewritten tests."""
 
     def __init__(self, sites):
-        self.sites, self.records, self.seen, self.passed_more = sites, [], set(), 0
+        self.sites, self.records, self.seen, self.statuses = sites, [], set(), set()
 
     def __call__(self, number):
         return Attempt(self, self.sites[number])
 
     def add(self, site, snippet, status, info=None, texts=(None, None)):
         self.seen.add(site)
-        if len(self.records) >= MAX_RECORDS and status == "pass":
+        if len(self.records) >= MAX_RECORDS and status in self.statuses:
             return
+        self.statuses.add(status)
         info = info or {}
         self.records.append({"snippet": snippet, "status": status, "error": info or None, "expected": texts[1], "got": texts[0]})
 
     def rest(self, snippet, status, info):
         """What a snippet did not reach gets the status of what ended it."""
-        missing = [
-            s.number for s in self.sites if s.snippet == snippet and s.straight and not s.constant and s.number not in self.seen
-        ]
-        for number in missing or [None]:
+        for number in [s.number for s in self.unseen() if s.snippet == snippet] or [None]:
             self.add(number, snippet, status, info)
+
+    def unseen(self):
+        return [s for s in self.sites if s.straight and not s.constant and s.number not in self.seen]
 
 
 class Attempt:
@@ -82,12 +83,11 @@ class Attempt:
 
     def __exit__(self, kind, error, trace):
         site = self.site
-        if error is None:
-            if not (site.constant and self.good):  # a constant that holds is no test
-                info = None if self.message is None else {"message": show(self.message)}
-                self.recorder.add(site.number, site.snippet, "pass" if self.good else "fail", info, self.texts)
-            return True
-        self.recorder.add(site.number, site.snippet, *classify(error))
+        if error is not None:
+            self.recorder.add(site.number, site.snippet, *classify(error))
+        elif not (site.constant and self.good):  # a constant that holds is no test
+            info = None if self.message is None else {"message": show(self.message)}
+            self.recorder.add(site.number, site.snippet, "pass" if self.good else "fail", info, self.texts)
         return True
 
 
@@ -97,16 +97,17 @@ def classify(error):
         return "died", None
     if isinstance(error, ProtocolError):
         return "runtime_error", {"type": "ProtocolError", "message": str(error)}
-    info = getattr(error, "candidate", None)
-    if info is not None:
-        return ("memory" if info["type"] == "MemoryError" and not info.get("raised") else "runtime_error"), info
-    info = describe(error)  # lines are known only where program and tests share a process
-    return ("memory" if info["type"] == "MemoryError" and not info["raised"] else "runtime_error"), info
+    return placed(getattr(error, "candidate", None) or describe(error))  # lines of describe: where tests share the process
 
 
-def run(job, fd, write):
-    """Judges one program. job: {tests, setup, entry}; fd: socket of the candidate; write(bytes): where the record goes.
-    Returns whether this process is as clean as before."""
+def placed(info):
+    """Memory ran out, or the program said so."""
+    return ("memory" if info["type"] == "MemoryError" and not info.get("raised") else "runtime_error"), info
+
+
+def run(job, fd, write, retire):
+    """Judges one program. job: {tests, setup, entry}; fd: socket of the candidate; write(bytes): where the record goes;
+    retire(): called before tests run that might change this process. Returns (as clean as before, candidate hung up)."""
     try:
         todo = plan(job["setup"], job["tests"], job["entry"])
         if todo.in_process:
@@ -115,6 +116,8 @@ def run(job, fd, write):
         told = {"refused": str(error)} if isinstance(error, Refused) else {"broken": f"{type(error).__name__}: {error}"}
         write(json.dumps(told).encode())
         return True, False
+    if not todo.harmless:
+        retire()
     peer, recorder = Peer(fd, todo.keep, lambda: write(b"*")), Recorder(todo.sites)
     result = {"expected": todo.expected, "loaded": False, "error": None, "broken": None}
     try:
@@ -154,9 +157,8 @@ def run_in_process(job, source, write):
         names = {**module.__dict__, "__inout__": lambda function, *positions: function}
         result["broken"] = execute(todo, recorder, names, None)
     else:
-        info = "memory" if error["type"] == "MemoryError" and not error["raised"] else "runtime_error", error
         for i in range(len(todo.snippets)):
-            recorder.rest(i, *info)
+            recorder.rest(i, *placed(error))
     write(json.dumps({**result, "records": recorder.records}).encode())
 
 
@@ -169,17 +171,11 @@ def execute(todo, recorder, names, peer):
     except Exception as error:  # noqa: BLE001 - setup is somebody's code
         for i in range(len(todo.snippets)):
             recorder.rest(i, *classify(error))
-        own = (
-            peer is not None
-            and not peer.answered
-            and not isinstance(error, (Died, ProtocolError))
-            and not hasattr(error, "candidate")
-        )
-        return f"setup: {type(error).__name__}: {error}" if own else None
+        theirs = isinstance(error, (Died, ProtocolError)) or hasattr(error, "candidate")
+        return None if theirs or peer is None or peer.answered else f"setup: {type(error).__name__}: {error}"
     for i, code in enumerate(todo.snippets):
         try:
             exec(code, space)
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001
             recorder.rest(i, *classify(error))
-    unseen = [s.number for s in todo.sites if s.straight and not s.constant and s.number not in recorder.seen]
-    return f"{len(unseen)} asserts were never reached" if unseen else None
+    return f"{len(recorder.unseen())} asserts were never reached" if recorder.unseen() else None

@@ -46,21 +46,18 @@ def prctl(option, a=0, b=0):
 def library():
     """(paths to read, folders to hide below them): the standard library entry by entry, and the shared objects it needs."""
     stdlib = os.path.dirname(os.__file__)
-    hidden = [
-        os.path.join(stdlib, name) for name in ("site-packages", "dist-packages") if os.path.isdir(os.path.join(stdlib, name))
-    ]
-    paths = [os.path.join(stdlib, name) for name in sorted(os.listdir(stdlib)) if name not in ("site-packages", "dist-packages")]
+    hidden = [os.path.join(stdlib, name) for name in ("site-packages", "dist-packages")]
+    paths = [p for name in sorted(os.listdir(stdlib)) if (p := os.path.join(stdlib, name)) not in hidden]
     paths += [p for p in sys.path if p.endswith("lib-dynload") and not p.startswith(stdlib + os.sep)]
     with open("/proc/self/maps") as file:
         mapped = {line.split(None, 5)[5].strip() for line in file if ".so" in line}
     folders = {os.path.dirname(p) for p in mapped if p.startswith("/") and not p.startswith(stdlib)}
     for folder in sorted(folders):
-        deep = stdlib.startswith(folder + os.sep) or any(
-            "python" in name and os.path.isdir(os.path.join(folder, name)) for name in os.listdir(folder)
-        )
-        paths += [os.path.join(folder, n) for n in sorted(os.listdir(folder)) if ".so" in n] if deep else [folder]
+        names = sorted(os.listdir(folder))
+        mixed = stdlib.startswith(folder + os.sep) or any("python" in n and os.path.isdir(os.path.join(folder, n)) for n in names)
+        paths += [os.path.join(folder, n) for n in names if ".so" in n] if mixed else [folder]
     paths += [p for p in ("/usr/share/zoneinfo", "/etc/localtime") if os.path.exists(p)]
-    return stdlib, paths, hidden
+    return stdlib, paths, [p for p in hidden if os.path.isdir(p)]
 
 
 class Walls:
@@ -87,7 +84,7 @@ class Walls:
         if not trouble:
             self.unshare(wanted)
         for name in NAMESPACES:
-            changed = self.namespace_id(name) != before[name] if os.path.exists("/proc/self/ns") else not trouble
+            changed = self.namespace_id(name) != before[name] if before[name] else not trouble
             self.note(name, changed, "" if changed else trouble or "not requested")
         if self.facts["net"][0]:
             self.note("net", [n for _, n in socket.if_nameindex()] == ["lo"], "only a loopback device that is down")
@@ -96,10 +93,8 @@ class Walls:
         prctl(4, 0)  # not dumpable: no ptrace, no /proc/self/mem of it
         self.choose_ids()
         self.drop_bounding_set()
-        self.rulesets = {} if "landlock" in self.off else self.landlock()
-        if not self.rulesets:
-            self.facts.setdefault("landlock", [False, "not requested"])
-        self.prepare_filter()
+        self.ruleset = self.landlock()
+        self.filter = self.prepare_filter()
         self.note("rlimits", "rlimits" not in self.off)
 
     def namespace_id(self, name):
@@ -216,12 +211,8 @@ class Walls:
         os.chdir("/")
 
     def mount(self, source, target, kind, flags, data=None):
-        call(
-            "mount",
-            *(a.encode() if isinstance(a, str) else a for a in (source, target, kind)),
-            flags,
-            data.encode() if data else None,
-        )
+        source, target, kind, data = (a.encode() if isinstance(a, str) else a for a in (source, target, kind, data))
+        call("mount", source, target, kind, flags, data)
 
     def why_no_uid(self):
         """Why judge and candidate keep the uid of their owner, or "". In a root folder of their own they can read the library."""
@@ -255,12 +246,13 @@ class Walls:
         return self.note("capabilities", True, "none in any set")
 
     def landlock(self):
-        """Ruleset descriptors for judge and candidate: read the library, write /dev/null, nothing else; no TCP, no signals."""
+        """A ruleset's descriptor, or None: read the library, write /dev/null, nothing else; no TCP, no signals."""
+        if "landlock" in self.off:
+            return self.note("landlock", False, "not requested")
         try:
             abi = call("syscall", 444, None, 0, 1)
         except OSError as error:
-            self.note("landlock", False, str(error))
-            return {}
+            return self.note("landlock", False, str(error))
         rights = _FS_RIGHTS[max(k for k in _FS_RIGHTS if k <= abi)]
         attributes = struct.pack("QQQ", rights, 3 if abi >= 4 else 0, 3 if abi >= 6 else 0)
         size = 24 if abi >= 6 else 16 if abi >= 4 else 8
@@ -274,15 +266,15 @@ class Walls:
         high = os.dup2(ruleset, 600)
         os.close(ruleset)
         self.note("landlock", True, f"ABI {abi}: files" + (", TCP" if abi >= 4 else "") + (", signals" if abi >= 6 else ""))
-        return {"all": high}
+        return high
 
     def prepare_filter(self):
         packed = FILTERS.get(platform.machine())
-        self.filter = None
         if "seccomp" in self.off or packed is None:
             return self.note("seccomp", False, "not requested" if packed else f"no filter for {platform.machine()}")
-        self.filter = zlib.decompress(base64.b64decode(packed))
-        return self.note("seccomp", True, f"{len(self.filter) // 8} instructions, allow-list")
+        code = zlib.decompress(base64.b64decode(packed))
+        self.note("seccomp", True, f"{len(code) // 8} instructions, allow-list")
+        return code
 
     # in each child, before it sees a program
 
@@ -296,9 +288,9 @@ class Walls:
             call("capset", ctypes.c_char_p(header), ctypes.c_char_p(bytes(24)))
         prctl(1, signal.SIGKILL)  # dies with the zygote
         prctl(4, 0)
-        if self.rulesets:
-            call("syscall", 446, self.rulesets["all"], 0)
-            os.close(self.rulesets["all"])
+        if self.ruleset:
+            call("syscall", 446, self.ruleset, 0)
+            os.close(self.ruleset)
         if self.filter:
             code = self.filter.replace(struct.pack("I", PID_MARK), struct.pack("I", os.getpid()))
             buffer = ctypes.create_string_buffer(code, len(code))

@@ -19,23 +19,29 @@ from falconlib.config import SandboxConfig
 from falconlib.errors import FalconError, did_you_mean
 from falconlib.records import INFRA_ERROR, Program, Report
 from falconlib.sandbox import layers, verdict
+from falconlib.sandbox.cache import VerdictCache
 from falconlib.sandbox.worker import Worker
 
 RETRIES = 2  # of a program that the harness lost
 
 
+def longest_last(programs: Sequence[Program]) -> list[Program]:
+    """Distinct programs; those that look like sleepers at the end, so that they keep few others waiting."""
+    return sorted(dict.fromkeys(programs), key=lambda p: "sleep" in p.code or "while True" in p.code)
+
+
 class Task:
     """A program under way: its runs so far."""
 
-    def __init__(self, index: int, program: Program):
-        self.index, self.program, self.attempts, self.alone = index, program, 0, False
+    def __init__(self, program: Program):
+        self.program, self.attempts, self.alone = program, 0, False
         self.mode = "stdio" if program.mode == "stdio" else "value"
         self.parts: list = []  # stdio: results of the tests so far
 
     def inputs(self) -> tuple[bytes, bytes]:
         code = self.program.code.encode("utf-8", "surrogatepass")
         if self.mode == "stdio":
-            return code, json.loads(self.program.tests[len(self.parts)])["input"].encode("utf-8", "surrogatepass")
+            return code, verdict.case(self.program, len(self.parts)).input.encode("utf-8", "surrogatepass")
         tests = {"tests": self.program.tests, "setup": self.program.setup, "entry": self.program.entry_point}
         return code, json.dumps(tests).encode()
 
@@ -88,6 +94,7 @@ class Sandbox:
         self.layers = layers.assess(facts, told, record, [*self._settings["off"], *(layers.NAMESPACES if tier == "B" else ())])
         self.tier = layers.admit(self.layers, tier, config.require, config.allow_unsafe)
         self.layers_id = layers.identity(self.tier, self.layers)
+        self._cache = VerdictCache(config.cache, config, self.layers_id) if config.cache else None
 
     def _job(self, mode: str) -> dict:
         config = self.config
@@ -120,22 +127,28 @@ class Sandbox:
         return self.run_many([program])[0]
 
     def run_many(self, programs: Sequence[Program], progress: bool = False) -> list[Report]:
-        """One Report per program, in their order; identical programs run once. Never raises for what a program does."""
+        """One Report per program, in their order; identical programs run once, and those that `config.cache` knows not at all.
+        Never raises for what a program does."""
         if not self._workers or os.getpid() != self._pid:
             raise FalconError(
                 "the sandbox is closed, or belongs to another process", "use `with Sandbox(...) as sandbox:` where it is needed"
             )
-        unique = list(dict.fromkeys(programs))
-        tasks = [Task(i, p) for i, p in enumerate(unique)]
-        tasks.sort(key=lambda t: "sleep" in t.program.code or "while True" in t.program.code)  # long ones last
-        results: dict[Program, Report] = {}
         from tqdm.auto import tqdm
 
-        with self._lock, tqdm(total=len(unique), desc="sandbox", disable=not progress, leave=False) as bar:
-            late = self._drain(deque(t for t in tasks if t.program.tests), results, bar, len(self._workers))
-            self._drain(late, results, bar, 1)
-        empty = verdict.infra("no tests: nothing can be judged", kind="BrokenTests")
-        return [results.get(p, empty) for p in programs]
+        unique = longest_last(programs)
+        results = {p: verdict.infra(why, self.layers_id, "BrokenTests") for p in unique if (why := verdict.unusable(p))}
+        with self._lock:
+            known = self._cache.find(unique) if self._cache else {}
+            tasks = deque(Task(p) for p in unique if p not in results and p not in known)
+            try:
+                with tqdm(total=len(tasks), desc="sandbox", disable=not progress, leave=False) as bar:
+                    late = self._drain(tasks, results, bar, len(self._workers))
+                    self._drain(late, results, bar, 1)
+            finally:  # what is known before an interrupt is kept as well
+                if self._cache:
+                    self._cache.keep(results)
+        results |= known
+        return [results[p] for p in programs]
 
     def _drain(self, waiting: deque[Task], results: dict[Program, Report], bar, width: int) -> deque[Task]:
         """Runs tasks on `width` workers. Returns those that only the hard wall stopped: they are run again, alone."""

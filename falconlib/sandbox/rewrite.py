@@ -19,17 +19,8 @@ ValueError TypeError KeyError IndexError ZeroDivisionError AssertionError
 """
 _SAFE_MODULES, _SAFE_BUILTINS = set(_PURE.split()), set(_MILD.split())
 _LOAD = ast.Load()
-_HARMFUL = (
-    ast.ClassDef,
-    ast.Global,
-    ast.Nonlocal,
-    ast.With,
-    ast.Delete,
-    ast.AsyncFunctionDef,
-    ast.Await,
-    ast.Yield,
-    ast.YieldFrom,
-)
+_HARMFUL = (ast.ClassDef, ast.Global, ast.Nonlocal, ast.With, ast.Delete)
+_HARMFUL += (ast.AsyncFunctionDef, ast.Await, ast.Yield, ast.YieldFrom)
 _DYNAMIC = (ast.If, ast.For, ast.While, ast.AsyncFor, ast.Try, ast.ClassDef, ast.Match)
 
 

@@ -7,14 +7,16 @@ import os
 import re
 import signal
 from dataclasses import replace
+from typing import TypeVar
 
 import msgspec
 
 from falconlib.config import SandboxConfig
 from falconlib.records import INFRA_ERROR, ErrorInfo, Program, Report, TestResult
 
+T = TypeVar("T")
 PRECEDENCE = ("syntax_error", "timeout", "memory", "runtime_error", "fail", "pass")
-_FRAME = re.compile(r'File "solution\.py", line (\d+) in (\S+)')
+_FRAME = re.compile(r'File "solution\.py", line (\d{1,9}) in (\S{1,100})')  # bounded: a program can write there as well
 
 
 class Described(msgspec.Struct):
@@ -74,9 +76,43 @@ class Ended(msgspec.Struct):
     record: dict[str, str] = {}
 
 
+class Case(msgspec.Struct):
+    """One test of mode "stdio"."""
+
+    input: str
+    output: str
+
+
+def case(program: Program, index: int) -> Case:
+    return msgspec.convert(json.loads(program.tests[index]), Case)
+
+
+def unusable(program: Program) -> str:
+    """Why nothing can be judged by a program's tests, or ""; what only running them shows comes later."""
+    try:
+        for index in range(len(program.tests) if program.mode == "stdio" else 0):
+            case(program, index)
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
+        return f"a test is no {{input, output}}: {error}"
+    return "" if program.tests else "no tests: nothing can be judged"
+
+
+def decoded(data: bytes, kind: type[T]) -> T | None:
+    """JSON as a `kind`, or None: a program may have written it."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+
+
 def infra(message: str, layers: str = "", kind: str = "InfraError") -> Report:
     """No verdict: the harness, the tests or the integrity rule stood in the way."""
     return Report(INFRA_ERROR, error=ErrorInfo(kind, message), layers=layers)
+
+
+def refuse(base: Report, kind: str, why: str) -> Report:
+    """No verdict, with the costs and texts of `base`."""
+    return replace(base, status=INFRA_ERROR, error=ErrorInfo(kind, why))
 
 
 def clean(data: bytes, cap: int) -> tuple[str, bool]:
@@ -91,10 +127,9 @@ def explain(info: Described | None, source: str) -> ErrorInfo | None:
     lines = source.splitlines()
     line = info.line if info.line is not None and 1 <= info.line <= len(lines) else None
     text = lines[line - 1] if line is not None else None
-    frames = tuple((n, name) for n, name in info.frames)
-    return ErrorInfo(
-        info.type[:100], info.message[:1000], line, info.end_line if line else None, text, info.function, frames, info.truncated
-    )
+    frames = tuple((name, n) for n, name in info.frames)
+    end = info.end_line if line else None
+    return ErrorInfo(info.type[:100], info.message[:1000], line, end, text, info.function, frames, info.truncated)
 
 
 def death(ended: Ended, fault: str, limits: SandboxConfig) -> tuple[str, Described]:
@@ -110,10 +145,8 @@ def death(ended: Ended, fault: str, limits: SandboxConfig) -> tuple[str, Describ
     elif number == signal.SIGKILL and end.rss >> 10 >= limits.memory_mb * 0.9:
         status, kind, message = "memory", "MemoryError", "killed for its memory"
     elif number:
-        kind, message = (
-            signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}",
-            "the process crashed",
-        )
+        kind = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        message = "the process crashed"
     else:
         kind, message = "SystemExit", f"the process ended itself with exit status {os.WEXITSTATUS(end.status)}"
     place = _FRAME.search(fault)
@@ -126,10 +159,7 @@ def report(program: Program, raw: dict, limits: SandboxConfig) -> Report:
     """The Report of a value-mode or in-process run. raw: {ended, result, stdout, stderr, fault, layers, integrity}."""
     ended: Ended = raw["ended"]
     base = costs(raw)
-    try:
-        judged = msgspec.json.decode(raw["result"].lstrip(b"*") or b"null", type=Judged | None)
-    except msgspec.MsgspecError:
-        judged = None
+    judged = decoded(raw["result"].lstrip(b"*"), Judged)
     alone = raw["integrity"] == "in_process"
     if judged is None and alone:
         status, info = death(ended, raw["fault"], limits)
@@ -137,11 +167,9 @@ def report(program: Program, raw: dict, limits: SandboxConfig) -> Report:
     if judged is None:
         return judge_lost(base, ended, raw, program, limits)
     if judged.refused:
-        return replace(
-            base, status=INFRA_ERROR, error=ErrorInfo("IntegrityError", f"these tests need one process: {judged.refused}")
-        )
+        return refuse(base, "IntegrityError", f"these tests need one process: {judged.refused}")
     if judged.broken:
-        return replace(base, status=INFRA_ERROR, error=ErrorInfo("BrokenTests", judged.broken))
+        return refuse(base, "BrokenTests", judged.broken)
     dead = death(ended, raw["fault"], limits)
     tests = tuple(test_result(i, r, dead, program) for i, r in enumerate(judged.records))
     status = min((t.status for t in tests), key=PRECEDENCE.index, default="fail")
@@ -152,14 +180,13 @@ def report(program: Program, raw: dict, limits: SandboxConfig) -> Report:
         first = next((r for r, t in zip(judged.records, tests, strict=True) if t.status == status), None)
         error = None if first is None or status in ("pass", "fail") else dead[1] if first.status == "died" else first.error
     if not tests:
-        return replace(base, status=INFRA_ERROR, error=ErrorInfo("BrokenTests", "no assertion was executed"))
-    integrity = "in_process" if alone or (judged.candidate_eq and status == "pass") else "value"
+        return refuse(base, "BrokenTests", "no assertion was executed")
+    forgeable = judged.candidate_eq and any(t.status == "pass" for t in tests)
+    integrity = "in_process" if alone or forgeable else "value"
     if integrity == "in_process" and not alone and limits.min_integrity == "value":
-        why = "a pass that rests on the program's own comparison"
-        return replace(base, status=INFRA_ERROR, error=ErrorInfo("IntegrityError", why))
-    told = explain(error, program.code)
-    base = replace(base, status=status, tests=tests, tests_expected=judged.expected, error=told, loaded=judged.loaded)
-    return replace(base, integrity=integrity, inout=judged.inout, candidate_eq=judged.candidate_eq)
+        return refuse(base, "IntegrityError", "a pass that rests on the program's own comparison")
+    return replace(base, status=status, tests=tests, tests_expected=judged.expected, error=explain(error, program.code),
+                   loaded=judged.loaded, integrity=integrity, inout=judged.inout, candidate_eq=judged.candidate_eq)  # fmt: skip
 
 
 def judge_lost(base: Report, ended: Ended, raw: dict, program: Program, limits: SandboxConfig) -> Report:
@@ -168,13 +195,10 @@ def judge_lost(base: Report, ended: Ended, raw: dict, program: Program, limits: 
         status, info = death(ended, raw["fault"], limits)
         return replace(base, status=status, error=explain(info, program.code))
     if not raw["result"]:
-        return replace(base, status=INFRA_ERROR, error=ErrorInfo("BrokenTests", "the tests ended or stalled their own process"))
+        return refuse(base, "BrokenTests", "the tests ended or stalled their own process")
     status = "timeout" if ended.judge_killed else "memory" if os.WIFSIGNALED(ended.ends[-1].status) else "runtime_error"
-    return replace(
-        base,
-        status=status,
-        error=ErrorInfo("Timeout" if status == "timeout" else "JudgeError", "a returned value exhausted the judge"),
-    )
+    kind = "Timeout" if status == "timeout" else "JudgeError"
+    return replace(base, status=status, error=ErrorInfo(kind, "a returned value exhausted the judge"))
 
 
 def test_result(index: int, record: Record, dead: tuple[str, Described], program: Program) -> TestResult:
@@ -199,13 +223,9 @@ def costs(raw: dict) -> Report:
 
 def stdio_result(program: Program, index: int, raw: dict, limits: SandboxConfig) -> tuple[TestResult, ErrorInfo | None, bool]:
     """(result, error, loaded) of one run of a script: its standard output against the expected text, line by line."""
-    case = json.loads(program.tests[index])
-    try:
-        frame = msgspec.json.decode(raw["result"][4:], type=Judged) if raw["result"] else None
-    except msgspec.MsgspecError:
-        frame = None
+    wanted, frame = case(program, index).output, decoded(raw["result"][4:], Judged)
     visible, got = index < program.visible, clean(raw["stdout"], raw["cap"])[0]
-    texts = (cut(case["output"]), cut(got))
+    texts = (cut(wanted), cut(got))
     ended: Ended = raw["ended"]
     silent = os.WIFEXITED(ended.ends[0].status) and os.WEXITSTATUS(ended.ends[0].status) == 0 and not ended.killed
     if frame is None and not silent:
@@ -215,7 +235,7 @@ def stdio_result(program: Program, index: int, raw: dict, limits: SandboxConfig)
         exhausted = info.type == "MemoryError" and not info.raised
         status = "syntax_error" if info.syntax else "memory" if exhausted else "runtime_error"
     else:
-        same = lines(got) == lines(case["output"])
+        same = lines(got) == lines(wanted)
         return TestResult(index, index, "pass" if same else "fail", visible, None, None, None, *texts), None, True
     error = explain(info, program.code)
     return TestResult(index, index, status, visible, info.type, info.message, error.line, *texts), error, False

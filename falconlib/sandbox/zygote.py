@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import faulthandler
 import fcntl
+import functools
 import gc
 import importlib
 import json
@@ -33,6 +34,7 @@ WALL_GRACE = 0.5  # seconds of effective wall beyond the CPU limit
 HARD_FACTOR = 10  # hard wall, in CPU limits
 JUDGE_GRACE = 1.0  # CPU seconds of a judge beyond the program's limit
 ADDR_NO_RANDOMIZE = 0x0040000
+THREADS = 256  # of a candidate; their kernel stacks are in no other limit
 CLOSING = 0.05  # seconds that a candidate which hung up has to end
 JUDGE_PROGRAMS, JUDGE_KB = 500, 100_000  # after so many programs, or at such a size, a judge is replaced
 
@@ -110,7 +112,7 @@ class Zygote:
         stdin, theirs, judge = tests if job["mode"] == "stdio" else self.null, result, None
         if value:
             ours, theirs = (s.detach() for s in socket.socketpair())
-            judge = self.judge = self.judge or self.fork_judge(job)
+            judge = self.judge or self.fork_judge(job)
         start = time.monotonic()
         pid = self.fork(self.candidate, job, code, tests, (stdin, out, err, theirs, fault))
         if value:
@@ -122,11 +124,24 @@ class Zygote:
             os.close(fd)
         return report
 
+    def retired(self):
+        """Whether the judge has closed its side for good, whatever it said afterwards."""
+        try:
+            return self.judge.channel.send(b"") != 0
+        except OSError:
+            return True
+
+    def bury_judge(self):
+        judge, self.judge = self.judge, None
+        judge.channel.close()
+        return self.reap(judge.pid, judge.handle)["status"]
+
     def fork_judge(self, job):
         ours, theirs = socket.socketpair()
         pid = self.fork(self.judge_loop, job, (self.null, self.null, self.null, theirs.fileno()))
         theirs.close()
-        return types.SimpleNamespace(pid=pid, handle=os.pidfd_open(pid), channel=ours)
+        self.judge = types.SimpleNamespace(pid=pid, handle=os.pidfd_open(pid), channel=ours)
+        return self.judge
 
     def fork(self, body, *args):
         pid = os.fork()
@@ -152,6 +167,8 @@ class Zygote:
         memory = self.base + job["memory"]
         limits = {"AS": memory, "DATA": memory, "FSIZE": output, "NOFILE": 64, "CORE": 0, "STACK": 8 << 20,
                   "MEMLOCK": 0, "MSGQUEUE": 0} | ({} if judge else {"CPU": (cpu, cpu + 1)})  # fmt: skip
+        if self.walls.ids:  # a uid of its own: threads of others do not count
+            limits["NPROC"] = THREADS
         if "rlimits" not in self.walls.off:
             for name, limit in limits.items():
                 resource.setrlimit(getattr(resource, "RLIMIT_" + name), limit if isinstance(limit, tuple) else (limit, limit))
@@ -172,11 +189,14 @@ class Zygote:
         """Serves programs as long as their tests leave no trace in this process; it holds no candidate's code."""
         self.settle(fds, job, 8 << 20, judge=True)
         channel = socket.socket(fileno=3)
+        retire = functools.partial(channel.shutdown, socket.SHUT_RD)  # not to be undone by what it runs then
         gc.disable()  # trees without cycles come and go; what does leak goes with the process
         for _ in range(JUDGE_PROGRAMS):
             _, (peer, tests, result), _, _ = socket.recv_fds(channel, 1, 3)
             random.seed(0)
-            clean, hung_up = OWN.judge.run(json.loads(read_all(tests)), peer, lambda data, fd=result: os.pwrite(fd, data, 0))
+            clean, hung_up = OWN.judge.run(
+                json.loads(read_all(tests)), peer, lambda data, fd=result: os.pwrite(fd, data, 0), retire
+            )
             if not clean or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > JUDGE_KB:
                 return
             for fd in (peer, tests, result):
@@ -226,9 +246,8 @@ class Zygote:
         ends = [self.reap(pid, handle)]
         if judge:
             ends.append({"status": 0, "cpu": max(0.0, cpu_seconds(judge.pid) - spent), "rss": 0})
-            if judge_killed or not word:
-                self.judge, ends[1]["status"] = None, self.reap(judge.pid, judge.handle)["status"]
-                judge.channel.close()
+            if judge_killed or not word or self.retired():
+                ends[1]["status"] = self.bury_judge()
         return {"ends": ends, "killed": killed, "judge_killed": judge_killed, "wall": wall, "delay": delay, "record": record}
 
     def kill(self, handle, fault):
