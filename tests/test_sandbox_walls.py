@@ -46,7 +46,7 @@ def test_every_layer_is_verified(strong):
 
 OFF = [  # layers off, what a program then can do (or sees), and what it is told when the layer stands
     (("seccomp",), "import socket\nreturn socket.socket().fileno() > 0", "True"),
-    (("rlimits",), "return len(bytearray(1 << 30))", str(1 << 30)),
+    (("rlimits",), "import mmap\nreturn len(mmap.mmap(-1, 1 << 30))", str(1 << 30)),  # asked for, never touched
     (("pid",), "return os.getppid() > 1", "True"),
     (("uts",), "return os.uname().nodename == 'sandbox'", "False"),
     (("uid",), f"return os.getuid() == {os.getuid()}", "True"),
