@@ -13,7 +13,7 @@ The package reads like the paper's overview figure; a module imports only module
     training                  losses, the MRLF loop, the arms of the comparison, SFT
     evaluation, reporting     pass@k with intervals; run folders, tables, figures
     notebook, graph, workflow one notebook in a child process; which are up to date; running them in order
-    doctor, cli               what this machine has; the commands
+    doctor, commands, cli     what this machine has; the commands and their options
 
 Importing `falconlib` itself is light: torch, trl and faiss are imported where they are used.
 """

@@ -21,7 +21,15 @@ from falconlib.files import read_json, sha256, sha256_of
 from falconlib.notebook import check_pair, check_parameters_cell, code_hash
 from falconlib.reporting.run import REPO, reference_roots, results_root, stage_key
 
-WITHOUT = ("graph.py", "workflow.py", "notebook.py", "cli.py", "__main__.py", "doctor.py")  # change no notebook's results
+WITHOUT = (
+    "graph.py",
+    "workflow.py",
+    "notebook.py",
+    "cli.py",
+    "commands.py",
+    "__main__.py",
+    "doctor.py",
+)  # change no notebook's results
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from falconlib import cli, doctor, workflow
+from falconlib import cli, commands, doctor, workflow
 from falconlib.config import Profile
 from falconlib.errors import FalconError
 from falconlib.evaluation.submissions import load_submissions
@@ -43,7 +43,7 @@ def call(capsys, *arguments: str) -> tuple[int, str, str]:
     ],
 )
 def test_settings_are_read_by_the_type_of_their_field(pair, value):
-    found = cli.parse_settings([pair])[pair.partition("=")[0]]
+    found = commands.parse_settings([pair])[pair.partition("=")[0]]
     assert found == value and type(found) is type(value)
 
 
@@ -65,7 +65,7 @@ def test_settings_are_read_by_the_type_of_their_field(pair, value):
 )
 def test_bad_settings_are_refused(pair, message):
     with pytest.raises(FalconError, match=message):
-        cli.parse_settings([pair])
+        commands.parse_settings([pair])
 
 
 @pytest.mark.parametrize(

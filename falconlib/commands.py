@@ -1,0 +1,227 @@
+"""What the commands of `falconlib` do: take parsed options, call one function of the library, print what it returns.
+
+The options themselves and the exit codes are in `cli`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from typing import Any
+
+from falconlib.config import Profile
+from falconlib.errors import FalconError, did_you_mean
+
+NOT_SET = {"name": "--profile <name>", "train.arm": "--set arms=grpo,falcon", "train.seed": "--set seeds=0,1"}
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """["train.steps=5", "arms=grpo,falcon"] -> dotted name -> value, read by the type of the configuration's field.
+
+    Raises FalconError for a pair without "=", an unknown name, a value that is not of the field's type, and for NOT_SET.
+    """
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise FalconError(f"--set {pair}: name=value is expected", "--set train.steps=5")
+        if name in NOT_SET:  # the grid sets these in each run: a value from here would be lost
+            raise FalconError(f"--set {pair}: {name} is not set this way", NOT_SET[name])
+        settings[name] = _value(name, text)
+    return settings
+
+
+def _value(name: str, text: str) -> Any:
+    node: Any = Profile()
+    for part in name.split("."):
+        fields = {f.name: f for f in dataclasses.fields(node)} if dataclasses.is_dataclass(node) else {}
+        if part not in fields:
+            raise did_you_mean("parameter", name, _names())
+        kind, node = fields[part].type, getattr(node, part)
+    if dataclasses.is_dataclass(node):
+        raise FalconError(f"parameter {name} is a group of settings", f"--set {name}.<name>=value")
+    try:
+        if kind == "bool":
+            return {"true": True, "false": False}[text.lower()]
+        if kind.startswith("tuple"):
+            items = [item for item in text.split(",") if item]
+            return [int(item) for item in items] if "int" in kind else items
+        return {"int": int, "float": float, "str": str}[kind](text)
+    except (ValueError, KeyError) as error:
+        raise FalconError(
+            f"parameter {name} = {text!r} has the wrong type: {kind} is expected", f"--set {name}={node!r}"
+        ) from error
+
+
+def _names(node: Any = None, prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for f in dataclasses.fields(node or Profile()):
+        value = getattr(node or Profile(), f.name)
+        found += _names(value, f"{f.name}.") if dataclasses.is_dataclass(value) else [prefix + f.name]
+    return found
+
+
+def echo(line: str) -> None:
+    """Prints a line at once; one that redraws a terminal line brings its own end."""
+    print(line, end="" if line.startswith("\r") else "\n", flush=True)
+
+
+def run(options: argparse.Namespace) -> int:
+    from falconlib import workflow
+    from falconlib.graph import Workflow, select
+
+    settings = parse_settings(options.set)
+    command = " ".join(["falconlib run --profile", options.profile, *(f"--set {pair}" for pair in options.set)])
+    flow = Workflow(options.profile, settings, command=command)
+    steps = select(flow.steps, options.prepare or options.only, options.start)
+    flow.check(steps)
+    if options.prepare:
+        workflow.prepare(flow, steps, echo)
+        return 0
+    if options.dry_run or options.why:
+        for line in workflow.plan(flow, steps, options.force, options.why):
+            echo(line)
+        return 0
+    code = workflow.run(flow, steps, options.force, echo=echo, live=sys.stdout.isatty())
+    table = flow.root / "tables" / "main.csv"
+    if code == 0 and table.is_file():
+        from falconlib.reporting.tables import as_text
+
+        echo(f"\n{as_text(table)}\n\nresults: {flow.root}")
+    return code
+
+
+def doctor(options: argparse.Namespace) -> int:
+    from falconlib import doctor as checks
+
+    rows = checks.examine(options.profile)
+    echo(checks.as_text(rows))
+    return 1 if any(row.state == "missing" and row.needed for row in rows) else 0
+
+
+def train(options: argparse.Namespace) -> int:
+    from falconlib import workflow
+    from falconlib.config import load_profile
+    from falconlib.graph import check_machine
+    from falconlib.reporting import results_root, start
+    from falconlib.reporting.run import reference_roots
+    from falconlib.tasks import fingerprint, load_tasks
+    from falconlib.training import run_arm
+    from falconlib.training.arms import SETTINGS, configure
+
+    overrides = parse_settings(options.set)
+    profile = configure(load_profile(options.profile, overrides), options.arm, options.seed)
+    key, learns, own = f"train/sft-s{options.seed}/adapter", SETTINGS[options.arm][1] is not None, profile.tasks
+    roots = [results_root() / "runs" / profile.name, *reference_roots(profile.name)]
+    if learns and not any((root / key).is_dir() for root in roots):  # asked before anything is written
+        raise FalconError(
+            f"arm {options.arm!r} starts from the SFT adapter, which is not in {roots[0] / key}",
+            f"falconlib train --arm sft --profile {options.profile} --seed {options.seed} first",
+        )
+    check_machine(profile)
+    parameters = {"profile": options.profile, "results": "", "overrides": overrides, "arm": options.arm, "seed": options.seed}
+    with workflow.lock(roots[0]):
+        stage = start("06_train", parameters)
+        echo(f"{options.arm}, seed {options.seed}, profile {options.profile}: {stage.folder}")
+        policy = run_arm(stage.profile, options.arm, options.seed, stage.folder, stage.find(key) if learns else None)
+        data = {n: fingerprint(load_tasks(n, "train", own.train_limit, own.seed)) for n in own.train}
+        stage.note(model=f"{policy.name} ({policy.fingerprint})", data=data)
+        outputs = ("metrics.jsonl", "budget.json", "memory.sqlite", "adapter")
+        written = [name for name in outputs if (stage.folder / name).exists()]
+        stage.finish([f"{stage.key}/{name}" for name in written])
+    echo("  " + "\n  ".join(written))
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    from falconlib.evaluation.evaluate import run_eval
+    from falconlib.evaluation.submissions import card_text
+
+    table = run_eval(
+        options.model, options.adapter, options.tasks.split(","), options.mode.split(","), options.memory,
+        samples=options.samples, limit=options.limit, seed=options.seed, out=options.out, progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    for card in table.attrs["cards"].values():
+        echo(f"{card_text(card)}\n")
+    echo(table.to_string(index=False, float_format="%.3f"))
+    if options.out:
+        echo(f"\nsamples: {options.out}")
+    return 0
+
+
+def solve(options: argparse.Namespace) -> int:
+    from falconlib.evaluation.solve import solve as solve_one
+
+    progress = sys.stderr.isatty()
+    echo(solve_one(options.text, options.model, options.adapter, options.memory, options.samples, progress=progress))
+    return 0
+
+
+def sandbox_check(options: argparse.Namespace) -> int:
+    from falconlib.sandbox.check import check_corpus
+
+    return check_corpus(options.corpus, tier=options.tier, json_out=options.json)
+
+
+def score(options: argparse.Namespace) -> int:
+    import json
+
+    from falconlib.config import SandboxConfig
+    from falconlib.evaluation import save_samples, score_samples, submissions
+    from falconlib.sandbox import Sandbox
+    from falconlib.tasks import load_tasks
+
+    ks = [int(k) if k.isdecimal() else 0 for k in options.k.split(",")]
+    if min(ks) < 1:
+        raise FalconError(f"--k {options.k}: numbers of at least 1 are expected", "--k 1,5,10")
+    if options.out and options.out.suffix != ".gz":
+        raise FalconError(f"--out {options.out}: the verdicts are written as gzipped JSON lines", f"--out {options.out}.gz")
+    limits, tasks = SandboxConfig(cpu_s=options.cpu_s), load_tasks(options.tasks)
+    samples = submissions.load_submissions(options.samples, tasks)
+    with Sandbox(limits) as sandbox:
+        scored, layers = score_samples(tasks, samples, sandbox, progress=sys.stderr.isatty()), sandbox.layers
+    found = submissions.result(tasks, scored, limits, layers, ks)
+    if options.out:
+        save_samples(options.out, scored)
+    echo(json.dumps(found) if options.json else submissions.as_text(found))
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    from falconlib.evaluation import compare_rows
+    from falconlib.reporting.tables import read_main
+
+    rows = compare_rows(read_main(options.run_a), read_main(options.run_b))
+    for row in rows:
+        name = " ".join(str(row[key]) for key in ("benchmark", "mode", "arm", "metric"))
+        numbers = ""
+        if row["difference"] is not None:
+            numbers = f"{row['a']:.3f} -> {row['b']:.3f}, {row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+        echo(f"{name:48} {numbers:42} {row['verdict']}")
+    return 0
+
+
+def memory(options: argparse.Namespace) -> int:
+    import json
+
+    from falconlib.memory import LongTermMemory, export, verify
+
+    if not options.path.is_file():
+        raise FalconError(f"{options.path} is no long-term memory: there is no such file", "give the path of a memory.sqlite")
+    if options.what == "verify":
+        problems = verify(options.path, repair=options.repair)
+        unmended = bool(problems) and not options.repair
+        remedy = [f"  remedy: falconlib memory verify {options.path} --repair"] if unmended else []
+        echo("\n".join(problems + remedy) or "sound")
+        return int(unmended)
+    with LongTermMemory(options.path, None, read_only=True) as store:
+        if options.what == "stats":
+            echo(json.dumps(store.stats(), indent=1))
+        elif options.what == "search":
+            for found in store.search(options.text, options.k):
+                echo(f"{found.similarity:.3f} utility {found.utility:+.3f} {found.task_id}: {found.description}")
+        else:
+            export(store, options.out)
+            echo(f"{options.out}")
+    return 0
