@@ -52,10 +52,10 @@ def _add_set(new: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_policy(new: argparse.ArgumentParser, samples: int) -> None:
+def _add_policy(new: argparse.ArgumentParser, samples: int | None) -> None:
     new.add_argument("--adapter", type=Path, help="folder of a LoRA adapter")
     new.add_argument("--memory", type=Path, help="a long-term memory (memory.sqlite), opened read-only")
-    new.add_argument("--samples", type=int, default=samples, help=f"samples per task besides greedy (default: {samples})")
+    new.add_argument("--samples", type=int, default=samples, help=f"samples per task besides greedy (default: {samples or 0})")
 
 
 def _add_rest(command: Any, menu: Any) -> None:
@@ -128,13 +128,15 @@ def parser() -> argparse.ArgumentParser:
     _add_set(new)
 
     new = command("eval", commands.evaluate, "generate, execute, and score with intervals")
-    new.add_argument("--model", default="SmolLM2-135M-Instruct", help="embedded name, hub id or folder")
-    new.add_argument("--tasks", default="humaneval", help="comma-separated task sets or JSONL files")
+    new.add_argument("--profile", help="take model, task sets, sizes and limits from this profile (default: none)")
+    new.add_argument("--model", help="embedded name, hub id or folder (default: SmolLM2-135M-Instruct)")
+    new.add_argument("--tasks", help="comma-separated task sets or JSONL files (default: humaneval)")
     new.add_argument("--mode", default="zero-shot", help="comma-separated: zero-shot, ltm")
-    new.add_argument("--limit", type=int, default=0, help="at most so many tasks of each set (0: all)")
+    new.add_argument("--limit", type=int, help="at most so many tasks of each set (default: 0, all)")
     new.add_argument("--seed", type=int, default=0, help="of the samples' random streams (default: 0)")
     new.add_argument("--out", type=Path, help="folder for the samples with their verdicts, and the cards")
-    _add_policy(new, samples=0)
+    _add_policy(new, samples=None)
+    _add_set(new)
 
     new = command("solve", commands.solve, "one task: what is recalled, the samples, their verdicts, the best program")
     new.add_argument("text", help="the task in words")

@@ -106,13 +106,14 @@ def train(options: argparse.Namespace) -> int:
     from falconlib.graph import check_machine
     from falconlib.reporting import results_root, start
     from falconlib.reporting.run import reference_roots
-    from falconlib.tasks import fingerprint, load_tasks
+    from falconlib.sandbox import Sandbox
+    from falconlib.tasks import fingerprints
     from falconlib.training import run_arm
     from falconlib.training.arms import SETTINGS, configure
 
     overrides = parse_settings(options.set)
     profile = configure(load_profile(options.profile, overrides), options.arm, options.seed)
-    key, learns, own = f"train/sft-s{options.seed}/adapter", SETTINGS[options.arm][1] is not None, profile.tasks
+    key, learns = f"train/sft-s{options.seed}/adapter", SETTINGS[options.arm][1] is not None
     roots = [results_root() / "runs" / profile.name, *reference_roots(profile.name)]
     if learns and not any((root / key).is_dir() for root in roots):  # asked before anything is written
         raise FalconError(
@@ -125,8 +126,8 @@ def train(options: argparse.Namespace) -> int:
         stage = start("06_train", parameters)
         echo(f"{options.arm}, seed {options.seed}, profile {options.profile}: {stage.folder}")
         policy = run_arm(stage.profile, options.arm, options.seed, stage.folder, stage.find(key) if learns else None)
-        data = {n: fingerprint(load_tasks(n, "train", own.train_limit, own.seed)) for n in own.train}
-        stage.note(model=f"{policy.name} ({policy.fingerprint})", data=data)
+        with Sandbox(stage.profile.sandbox) as sandbox:  # the same settings on the same machine: the same layers
+            stage.note(model=f"{policy.name} ({policy.fingerprint})", data=fingerprints(profile.tasks), sandbox=sandbox.layers)
         outputs = ("metrics.jsonl", "budget.json", "memory.sqlite", "adapter")
         written = [name for name in outputs if (stage.folder / name).exists()]
         stage.finish([f"{stage.key}/{name}" for name in written])
@@ -135,12 +136,19 @@ def train(options: argparse.Namespace) -> int:
 
 
 def evaluate(options: argparse.Namespace) -> int:
+    from falconlib.config import load_profile, override
     from falconlib.evaluation.evaluate import run_eval
     from falconlib.evaluation.submissions import card_text
 
+    settings = parse_settings(options.set)
+    named = options.profile is not None  # a profile brings its own model, task sets and sizes; options given win over it
+    base = load_profile(options.profile, settings) if named else override(Profile(), {"tasks.eval_limit": 0} | settings)
+    tasks = options.tasks.split(",") if options.tasks else list(base.tasks.benchmarks) if named else ["humaneval"]
     table = run_eval(
-        options.model, options.adapter, options.tasks.split(","), options.mode.split(","), options.memory,
-        samples=options.samples, limit=options.limit, seed=options.seed, out=options.out, progress=sys.stderr.isatty(),
+        options.model or base.model.name, options.adapter, tasks, options.mode.split(","), options.memory, base=base,
+        samples=base.eval.samples if options.samples is None else options.samples,
+        limit=base.tasks.eval_limit if options.limit is None else options.limit,
+        seed=options.seed, out=options.out, progress=sys.stderr.isatty(),
     )  # fmt: skip
     for card in table.attrs["cards"].values():
         echo(f"{card_text(card)}\n")

@@ -21,15 +21,8 @@ from falconlib.files import read_json, sha256, sha256_of
 from falconlib.notebook import check_pair, check_parameters_cell, code_hash
 from falconlib.reporting.run import REPO, reference_roots, results_root, stage_key
 
-WITHOUT = (
-    "graph.py",
-    "workflow.py",
-    "notebook.py",
-    "cli.py",
-    "commands.py",
-    "__main__.py",
-    "doctor.py",
-)  # change no notebook's results
+# these change no notebook's results
+WITHOUT = ("graph.py", "workflow.py", "notebook.py", "cli.py", "commands.py", "__main__.py", "doctor.py")
 
 
 @dataclass(frozen=True)
@@ -275,11 +268,21 @@ def library_hashes() -> dict[str, str]:
 
 
 def data_hashes(profile: Profile) -> dict[str, str]:
-    """Committed data file -> short hash, and the user's own task files that the profile names."""
+    """Committed data file, task set that the profile names (wherever it was found), and model -> short hash."""
+    from falconlib.policy import embedded
+    from falconlib.tasks import fingerprint, load_tasks
+
     files = [p for p in sorted((REPO / "data").rglob("*")) if p.is_file() and "downloads" not in p.parts and p.suffix != ".md"]
     found = {path.relative_to(REPO).as_posix(): sha256(path)[:16] for path in files}
-    own = [name for name in (*profile.tasks.train, *profile.tasks.benchmarks) if Path(name).is_file()]
-    return found | {name: sha256(Path(name))[:16] for name in own}
+    for name in dict.fromkeys((*profile.tasks.train, *profile.tasks.benchmarks)):
+        found[f"task set {name}"] = fingerprint(load_tasks(name))[:16]
+    model = Path(profile.model.name)
+    if profile.model.name == embedded.NAME:
+        found["model"] = embedded.WHEEL_SHA256[:16]
+    elif model.is_dir():  # weights can be many gigabytes: their size and time stand for their content
+        files = sorted(path for path in model.rglob("*") if path.is_file())
+        found["model"] = sha256_of([[str(f.relative_to(model)), f.stat().st_size, f.stat().st_mtime_ns] for f in files])[:16]
+    return found
 
 
 def differences(manifest: dict[str, Any], key: dict[str, Any]) -> list[str]:

@@ -77,7 +77,7 @@ from falconlib.judge import StaticJudge
 from falconlib.memory.long_term import LongTermMemory
 from falconlib.reporting import figures, start
 from falconlib.sandbox import Sandbox
-from falconlib.tasks import fingerprint
+from falconlib.tasks import fingerprints
 from falconlib.training import run_arm
 from falconlib.training.arms import SETTINGS, configure
 
@@ -264,7 +264,7 @@ cards = {
     for mode in files
 }
 write_json(stage.folder / "card.json", cards)
-stage.note(data={name: fingerprint(own) for name, own in tasks.items()}, sandbox=layers)
+stage.note(data=fingerprints(config.tasks), sandbox=layers)
 print(", ".join(f"{name}: {len(own)} problems" for name, own in tasks.items()))
 
 # %% [markdown]

@@ -223,7 +223,9 @@ def test_train_notes_what_it_used_and_keeps_others_out(capsys, monkeypatch, tmp_
     assert code == 2 and "another run is working" in err
     assert call(capsys, *arguments)[0] == 0
     facts = json.loads((tmp_path / "runs" / "smoke" / "train" / "base-s0" / "run.json").read_text())
-    assert facts["model"].startswith("tiny (") and len(facts["data"]["basics"]) == 64
+    assert facts["model"].startswith("tiny (") and len(facts["data"]["basics train"]) == 64
+    assert facts["sandbox"]["seccomp"]["verified"]
+    assert facts["data"]["humaneval test"] != facts["data"]["basics test"]
 
 
 # -- doctor

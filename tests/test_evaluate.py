@@ -93,6 +93,16 @@ def test_the_command_prints_cards_and_table(capsys, tmp_path):
     assert code == 0 and "\ngreedy: 0.000\n" in out and "\npass@1: 0.000\n" in out
 
 
+def test_a_profile_gives_the_settings_and_given_options_win(capsys):
+    arguments = ("eval", "--profile", "smoke", "--set", "eval.temperature=0.9", "--set", "sandbox.cpu_s=1.5")
+    code, out, _ = call(capsys, *arguments, "--samples", 0, "--tasks", "basics", "--limit", 1)
+    assert code == 0 and "model            tiny" in out and "1.5" in out.split("limits")[1] and "humaneval" not in out
+    code, out, _ = call(capsys, *arguments, "--limit", 1)
+    assert code == 0 and "humaneval" in out and "temperature 0.9" in out  # smoke's own benchmarks and sample count
+    code, _, err = call(capsys, "eval", "--profile", "smoke", "--set", "eval.temprature=0.9")
+    assert code == 2 and "unknown parameter 'eval.temprature'" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -412,3 +412,18 @@ def test_progress_tells_the_time_left_once_it_is_known(run):
     progress.expected["07_b"] = None
     progress.tick(flow.steps[0], 0.0)
     assert "left" not in lines[-1]
+
+
+def test_data_and_model_are_part_of_the_key_wherever_they_lie(tmp_path, monkeypatch):
+    rows = [{"task_id": str(i), "prompt": "One.", "tests": ["assert one() == 1"], "entry_point": "one"} for i in range(2)]
+    tasks, model = tmp_path / "own.jsonl", tmp_path / "model"
+    model.mkdir()
+    tasks.write_text(json.dumps(rows[0]) + "\n")
+    (model / "config.json").write_text("{}")
+    profile = load_profile("smoke", {"tasks.benchmarks": [str(tasks), "humaneval"], "model.name": str(model)})
+    before = graph.data_hashes(profile)
+    assert before == graph.data_hashes(profile) and {"task set humaneval", "task set basics", "model"} <= set(before)
+    tasks.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (model / "config.json").write_text("{ }")
+    after = graph.data_hashes(profile)
+    assert {name for name in after if after[name] != before[name]} == {f"task set {tasks}", "model"}

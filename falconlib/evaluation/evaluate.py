@@ -115,6 +115,7 @@ def run_eval(
     *,
     samples: int = 0,
     limit: int = 0,
+    base: Profile | None = None,
     seed: int = 0,
     out: Path | None = None,
     progress: bool = True,
@@ -125,6 +126,7 @@ def run_eval(
         model: embedded name, "tiny", hub id or folder. adapter: folder of LoRA adapters. tasks: set names (their test
             splits) or JSONL files. modes: "zero-shot", "+LTM" ("ltm" will do). memory: long-term memory for +LTM, read-only.
         samples: per task, besides greedy. limit: at most so many tasks of each set, drawn by seed 0 (0: all).
+        base: every other setting (temperature, tokens, limits ...); None: the defaults.
         out: folder for samples*.jsonl.gz and card.json; None writes nothing.
 
     Returns:
@@ -138,7 +140,7 @@ def run_eval(
     chosen = list(dict.fromkeys(mode_name(mode) for mode in modes))
     if "+LTM" in chosen:
         check_memory(memory)
-    profile = model_profile(model, samples, limit)
+    profile = model_profile(model, samples, limit, base)
     everything = [task for name in dict.fromkeys(tasks) for task in benchmark_tasks(profile, name)]
     if bare := next((task.task_id for task in everything if not task.tests), None):
         raise FalconError(f"task {bare!r} has no unit tests: nothing can be scored", "--tasks humaneval, mbpp, basics or apps")
@@ -173,12 +175,12 @@ def mode_name(mode: str) -> str:
     return name
 
 
-def model_profile(model: str, samples: int, limit: int = 0) -> Profile:
-    """The default settings with this model and these sizes. Raises FalconError for a negative number."""
+def model_profile(model: str, samples: int, limit: int = 0, base: Profile | None = None) -> Profile:
+    """The settings of `base` (the defaults) with this model and these sizes. Raises FalconError for a negative number."""
     for name, value in (("samples", samples), ("limit", limit)):
         if value < 0:
             raise FalconError(f"{name} = {value}: at least 0 is expected", f"--{name} 0")
-    return config.override(Profile(), {"model.name": model, "eval.samples": samples, "tasks.eval_limit": limit})
+    return config.override(base or Profile(), {"model.name": model, "eval.samples": samples, "tasks.eval_limit": limit})
 
 
 def check_memory(memory: Path | None) -> None:

@@ -14,11 +14,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
+from falconlib.config import TaskConfig
 from falconlib.errors import FalconError, did_you_mean
 from falconlib.records import Task, to_json
 from falconlib.tasks import humaneval, jsonl
 
-__all__ = ["TASK_SETS", "download", "fingerprint", "load_tasks", "sample_tasks", "visible_tests"]
+__all__ = ["TASK_SETS", "download", "fingerprint", "fingerprints", "load_tasks", "sample_tasks", "visible_tests"]
 
 TASK_SETS = ("basics", "humaneval", "mbpp", "apps", "codal")
 
@@ -77,6 +78,12 @@ def fingerprint(tasks: Sequence[Task]) -> str:
     for task in tasks:
         digest.update(to_json(task).encode() + b"\n")
     return digest.hexdigest()
+
+
+def fingerprints(own: TaskConfig) -> dict[str, str]:
+    """What a run learns from and is measured on: "basics train" -> fingerprint of the tasks drawn, for run.json."""
+    drawn = [(name, "train", own.train_limit) for name in own.train] + [(name, "test", own.eval_limit) for name in own.benchmarks]
+    return {f"{name} {split}": fingerprint(load_tasks(name, split, limit, own.seed)) for name, split, limit in drawn}
 
 
 def download(name: str) -> Path:
