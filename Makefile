@@ -7,12 +7,13 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.setup-$(shell cat pyproject.toml constraints.txt | cksum | tr ' ' '-')
 MODEL   := $(VENV)/.model
 
-.PHONY: help setup model reproduce reference test test-slow lint lab notebooks
+.PHONY: help setup model reproduce reference test test-slow test-browser lint lab notebooks
 help:
 	@echo "make setup       create .venv, install everything, get the embedded model"
 	@echo "make reproduce   setup, then run the notebook graph (PROFILE=$(PROFILE))"
 	@echo "make test        the tests, every notebook on profile smoke included"
 	@echo "make test-slow   the tests that take minutes"
+	@echo "make test-browser  JupyterLab and the report in headless Chromium"
 	@echo "make lint        ruff on library, tests and notebooks"
 	@echo "make lab         JupyterLab on the notebooks"
 	@echo "make notebooks   write notebooks/*.ipynb from the reviewed notebooks/*.py"
@@ -50,6 +51,11 @@ test: $(STAMP)
 # pytest ends with 5 when a selection is empty; that is no failure.
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow || [ $$? -eq 5 ]
+
+# JupyterLab and the report in headless Chromium (apt install chromium); FALCON_SCREENSHOTS=folder keeps pictures.
+test-browser: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[browser]"
+	$(BIN)/python -m pytest -m browser
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check falconlib tests notebooks benchmarks

@@ -101,7 +101,7 @@ def test_make_lists_its_targets_and_each_parses():
     done = make()
     assert done.returncode == 0
     listed = re.findall(r"^make ([\w-]+)", done.stdout, re.MULTILINE)
-    assert listed == ["setup", "reproduce", "test", "test-slow", "lint", "lab", "notebooks", "reference"]
+    assert listed == ["setup", "reproduce", "test", "test-slow", "test-browser", "lint", "lab", "notebooks", "reference"]
     for target in listed:
         assert make("--dry-run", target).returncode == 0
 

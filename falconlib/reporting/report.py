@@ -47,6 +47,7 @@ document.querySelectorAll("table").forEach(function (table) {
       up = !up; var body = table.tBodies[0], rows = Array.from(body.rows);
       rows.sort(function (a, b) {
         var x = a.cells[column].textContent, y = b.cells[column].textContent, d = parseFloat(x) - parseFloat(y);
+        if (!x || !y) { return (x ? 0 : 1) - (y ? 0 : 1); }  // unknown stays last
         return (isNaN(d) ? x.localeCompare(y) : d) * (up ? 1 : -1); });
       rows.forEach(function (row) { body.appendChild(row); }); }); }); });
 """
