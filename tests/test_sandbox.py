@@ -269,8 +269,10 @@ def test_killed_zygote_is_replaced_and_nothing_is_lost(box):
     programs = [
         Program(f"import time\ndef add(a, b):\n    time.sleep(0.1)\n    return a + b + {i} - {i}\n", ADD) for i in range(3)
     ]
-    threading.Timer(0.2, lambda: psutil.Process(box._workers[0].process.pid).kill()).start()
+    timer = threading.Timer(0.2, lambda: psutil.Process(box._workers[0].process.pid).kill())
+    timer.start()
     assert [r.status for r in box.run_many(programs)] == ["pass"] * 3
+    timer.join()
     assert box.run(GOOD).status == "pass" and box.idle()
 
 
@@ -293,18 +295,33 @@ def test_killed_supervisor_leaves_nothing():
     assert not alive
 
 
-def test_an_interrupt_leaves_a_usable_sandbox(box):
-    threading.Timer(0.2, _thread.interrupt_main).start()
-    with pytest.raises(KeyboardInterrupt):
-        box.run(Program("import time\ntime.sleep(9)\n", ADD))
-    assert box.run(GOOD).status == "pass"
+def test_an_interrupt_leaves_a_usable_sandbox():
+    with Sandbox(SandboxConfig(workers=1, cpu_s=30.0)) as sandbox:
+        threading.Timer(0.2, _thread.interrupt_main).start()
+        with pytest.raises(KeyboardInterrupt):
+            sandbox.run(Program("import time\ntime.sleep(29)\n", ADD))
+        assert sandbox.run(GOOD).status == "pass"
+
+
+def test_a_replacement_that_is_killed_while_it_starts_is_replaced_again(box, monkeypatch):
+    original, seen = Worker.wait_ready, []
+
+    def killed_once(self, timeout):
+        seen.append(self)
+        if len(seen) == 1:
+            self.process.kill()
+        return original(self, timeout)
+
+    monkeypatch.setattr(Worker, "wait_ready", killed_once)
+    box.refresh()
+    assert box.run(GOOD).status == "pass" and len(seen) == 2
 
 
 def test_a_timeout_of_the_hard_wall_alone_is_run_again(box, monkeypatch):
     original, seen = Worker.finish, []
 
-    def starved(self, cap):
-        raw = original(self, cap)
+    def starved(self):
+        raw = original(self)
         raw["ended"].killed = None if seen else "hard"
         seen.append(raw)
         return raw
@@ -316,7 +333,7 @@ def test_a_timeout_of_the_hard_wall_alone_is_run_again(box, monkeypatch):
 def test_what_kills_the_harness_each_time_is_no_verdict(box, monkeypatch):
     started = []
     monkeypatch.setattr(Worker, "start", count_calls(started))
-    monkeypatch.setattr(Worker, "finish", lambda self, cap: self.release())
+    monkeypatch.setattr(Worker, "finish", lambda self: self.release())
     assert box.run(GOOD).status == "infra_error" and len(started) == 3
 
 

@@ -108,3 +108,10 @@ def test_an_unusable_file_is_named(tmp_path):
         db.execute("INSERT INTO verdicts VALUES (?, ?)", (cache.key(GOOD), '{"status": 7}'))
     with pytest.raises(FalconError, match="Report"):
         cache.find([GOOD])
+
+
+def test_a_kill_by_somebody_unknown_is_not_kept(tmp_path):
+    cache = VerdictCache(tmp_path / "v.db", LIMITS, "A:x")
+    killed = Report("runtime_error", (), 1, ErrorInfo("SIGKILL", "the process crashed"))
+    cache.keep({GOOD: killed, WRONG: Report("fail")})
+    assert list(cache.find([GOOD, WRONG])) == [WRONG]

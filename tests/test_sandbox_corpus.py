@@ -10,7 +10,7 @@ from falconlib.config import SandboxConfig
 from falconlib.errors import FalconError
 from falconlib.records import Program
 from falconlib.sandbox import Sandbox, program_for
-from falconlib.sandbox.check import check_corpus, read_corpus
+from falconlib.sandbox.check import Surroundings, check_corpus, read_corpus
 from falconlib.tasks import humaneval
 
 DATA = Path(os.environ.get("FALCON_DATA", "/nonexistent"))
@@ -258,7 +258,24 @@ def test_self_test_finds_mismatches(tmp_path, capsys):
 def test_self_test_wants_a_program_and_names_bad_lines(tmp_path):
     assert check_corpus(write(tmp_path / "empty.jsonl"), tier="B") == 1
     (tmp_path / "bad.jsonl").write_text("{}\n")
-    with pytest.raises(FalconError, match=r"line 1 of bad.jsonl has no 'name'"):
+    with pytest.raises(FalconError, match=r"line 1 of bad.jsonl is no program of a corpus: .*name"):
         check_corpus(tmp_path / "bad.jsonl")
     with pytest.raises(FalconError, match="cannot read the corpus"):
         check_corpus(tmp_path / "none.jsonl")
+
+
+WRONG_ROWS = [{"program": 7}, {"must_hold": "WALL"}, {"repeat": 0}, {"expect": 3}, {"also_ok": "fail"}]
+
+
+@pytest.mark.parametrize("row", WRONG_ROWS)
+def test_a_row_of_other_types_is_named_before_anything_runs(tmp_path, row):
+    with pytest.raises(FalconError, match=rf"line 1 of c.jsonl is no program of a corpus: .*{next(iter(row))}"):
+        check_corpus(write(tmp_path / "c.jsonl", row))
+
+
+def test_self_test_names_an_unwritable_answer_and_a_second_check(tmp_path):
+    corpus = write(tmp_path / "c.jsonl", {})
+    with pytest.raises(FalconError, match="cannot write"):
+        check_corpus(corpus, json_out=tmp_path / "none" / "out.json")
+    with Surroundings(), pytest.raises(FalconError, match="canaries cannot be put up"):
+        check_corpus(corpus)

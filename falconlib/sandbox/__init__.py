@@ -7,7 +7,11 @@ server) -> candidate and judge (one process each), behind the walls of `kernel`,
 Tier A has namespaces, Landlock, seccomp, no capabilities and limits; tier B does without namespaces (default containers,
 Colab). There is no tier for macOS, and none that starts a container: run the whole of falconlib inside one
 (`docker run --network none --cap-drop ALL --security-opt no-new-privileges ...`), which gives at least tier B in it.
-A candidate sees the standard library and nothing else: no third-party package, no writable folder, no other process.
+A candidate sees the standard library and nothing else: no third-party package, no writable folder, no other process. So
+`import numpy` ends as a runtime_error with ModuleNotFoundError, and a file opened for writing as one with OSError (only
+/dev/null takes text); to admit a package would mean to grant its folder in `kernel.library`, and whatever else lies there.
+Where there is no mount namespace a candidate still learns names, sizes and dates of files (stat), never their content.
+Asserts inside a loop over the program's own answer count as often as the loop runs: write `assert f(x) == [...]` instead.
 Nothing is unforgeable: what is claimed is which layers were verified, and that no program of the corpora forges a pass.
 """
 

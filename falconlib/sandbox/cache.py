@@ -1,6 +1,6 @@
 """A file of verdicts: a program that was judged once is not run again under the same conditions.
 
-Kept is what would come out the same again: no infra_error, and no timeout, which also depends on how fast the machine is
+Kept is what would come out the same again: no infra_error, no unexplained kill, and no timeout, which depends on the machine
 and what else it does. A program that reads the clock or true random numbers keeps its first verdict, with its costs.
 """
 
@@ -21,6 +21,12 @@ from falconlib.errors import FalconError
 from falconlib.records import INFRA_ERROR, Program, Report, from_json, to_dict
 
 _TABLE = "CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, report TEXT NOT NULL) WITHOUT ROWID"
+
+
+def repeats(report: Report) -> bool:
+    """Whether another run would end alike; a SIGKILL may have come from somebody else on the machine."""
+    killed = report.error is not None and report.error.type == "SIGKILL"
+    return report.status not in (INFRA_ERROR, "timeout") and not killed
 
 
 class VerdictCache:
@@ -61,6 +67,6 @@ class VerdictCache:
 
     def keep(self, found: dict[Program, Report]) -> None:
         """Stores those verdicts that another run would repeat."""
-        rows = [(self.key(p), json.dumps(to_dict(r))) for p, r in found.items() if r.status not in (INFRA_ERROR, "timeout")]
+        rows = [(self.key(p), json.dumps(to_dict(r))) for p, r in found.items() if repeats(r)]
         with self.opened() as db:
             db.executemany("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", rows)

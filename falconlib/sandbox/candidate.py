@@ -3,11 +3,13 @@
 It holds the program's source and the inputs of the calls, never a test or an expected value. Standard library only.
 """
 
+import atexit
 import codeop
 import contextlib
 import dis
 import operator
 import sys
+import threading
 import types
 
 from falconlib.sandbox.codec import Encoder, decode, receive, send
@@ -73,6 +75,7 @@ def load(source, name):
     module = types.ModuleType(name)
     module.__dict__.update(__file__=FILENAME, __builtins__=sys.modules["builtins"])
     sys.modules[name] = sys.modules["__main__"] = module
+    sys.argv = [FILENAME]
     try:
         code = compile(source, FILENAME, "exec", dont_inherit=True)
     except (SyntaxError, ValueError, UnicodeError, RecursionError, MemoryError, OverflowError) as error:
@@ -170,8 +173,11 @@ def serve(fd, source):
 
 
 def script(fd, source):
-    """stdio mode: run as a script; the frame says how it ended."""
+    """stdio mode: run as a script, with its threads and exit handlers; the frame says how it ended."""
     _, error = load(source, "__main__")
+    for end in (threading._shutdown, atexit._run_exitfuncs):
+        with contextlib.suppress(BaseException):  # they change no exit status
+            end()
     flush()
     if error is not None and error["type"] == "SystemExit" and error["message"] in ("None", "0", ""):
         error = None

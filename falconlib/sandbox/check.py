@@ -19,7 +19,9 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
+import msgspec
 import psutil
 from tqdm.auto import tqdm
 
@@ -33,7 +35,23 @@ PORT = 53535
 _TRACES = ("/tmp/falcon_pwned*", "/dev/shm/falcon*", "~/.falcon_pwned*", sysconfig.get_paths()["purelib"] + "/falcon_pwned*")
 _SEGMENT = 0x46414C43  # the System V key that a hostile program would use
 _CONTROL = Program("def add(a, b):\n    return a + b\n", ("assert add(1, 2) == 3\nassert add(2, 2) == 4",))
-_REQUIRED = ("name", "program", "test", "expected_verdict", "must_hold")
+
+
+class Row(msgspec.Struct):
+    """What a line of a corpus must be."""
+
+    name: str
+    program: str
+    test: str
+    expected_verdict: str
+    must_hold: list[str]
+    also_ok: list[str] = []
+    expect: dict[str, Any] = {}
+    repeat: Annotated[int, msgspec.Meta(ge=1)] = 1
+    hidden_test: str = ""
+
+
+_FIELDS = ", ".join(Row.__struct_fields__)
 
 
 def check_corpus(path: str | Path, tier: str | None = None, json_out: str | Path | None = None) -> int:
@@ -44,6 +62,8 @@ def check_corpus(path: str | Path, tier: str | None = None, json_out: str | Path
     a machine that does not offer the tier.
     """
     rows = read_corpus(Path(path))
+    if json_out is not None and not os.access(Path(json_out).absolute().parent, os.W_OK):
+        raise FalconError(f"cannot write {str(json_out)!r}", "give --json a file in a folder that exists")
     mismatches: list[dict] = []
     with Surroundings() as around:
         ways = [("fresh", tier), ("warm", tier), ("oversubscribed", tier), *([] if tier else [("warm", "B")])]
@@ -77,11 +97,9 @@ def read_corpus(path: Path) -> list[dict]:
             continue
         try:
             row = json.loads(line)
+            msgspec.convert(row, Row)
         except ValueError as error:
-            raise FalconError(f"line {number} of {path.name} is no JSON: {error}", "one JSON object per line") from error
-        missing = [k for k in _REQUIRED if not isinstance(row, dict) or k not in row]
-        if missing:
-            raise FalconError(f"line {number} of {path.name} has no {missing[0]!r}", f"required: {', '.join(_REQUIRED)}")
+            raise FalconError(f"line {number} of {path.name} is no program of a corpus: {error}", f"fields: {_FIELDS}") from error
         rows.append(row)
     return rows
 
@@ -149,15 +167,25 @@ class Surroundings:
     """Canaries, listeners and traces around the sandbox. A context manager; the folder of the canaries is removed after."""
 
     def __enter__(self) -> Surroundings:
+        try:
+            return self.build()
+        except OSError as error:  # the names are fixed: the programs of a corpus know them
+            self.stack.close()
+            raise FalconError(
+                f"the canaries cannot be put up: {error}", "one check at a time on a machine, by one user"
+            ) from error
+
+    def build(self) -> Surroundings:
         self.secret = f"canary-{secrets.token_hex(8)}"
         self.signals, self.stack = 0, contextlib.ExitStack()
         os.environ["FALCON_CANARY_SECRET"] = self.secret
+        self.listeners = [self.listen(socket.AF_UNIX, "\0falcon_canary")]  # first: it is taken while another check runs
         shutil.rmtree(CANARY, ignore_errors=True)
         CANARY.mkdir(mode=0o755)
         files = {"secret.txt": self.secret, "deleteme": "", "falcon_canary_module.py": f"SECRET = {self.secret!r}\n"}
         for name, text in files.items():
             (CANARY / name).write_text(text)
-        self.listeners = [self.listen(socket.AF_UNIX, str(CANARY / "sock")), self.listen(socket.AF_UNIX, "\0falcon_canary")]
+        self.listeners.append(self.listen(socket.AF_UNIX, str(CANARY / "sock")))
         for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
             for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
                 with contextlib.suppress(OSError):  # no IPv6 here, or the port is taken: then nothing can arrive either

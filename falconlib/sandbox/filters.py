@@ -14,7 +14,7 @@ rt_sigsuspend sigaltstack pause access faccessat faccessat2 readlink readlinkat 
 pipe pipe2 dup dup2 dup3 select pselect6 poll ppoll epoll_create1 epoll_ctl epoll_wait epoll_pwait eventfd2 timerfd_create
 timerfd_settime timerfd_gettime memfd_create ftruncate fallocate fsync fdatasync socketpair recvfrom recvmsg
 shutdown getsockname getpeername getsockopt setsockopt futex set_robust_list get_robust_list rseq membarrier sched_yield
-sched_getaffinity sched_getparam sched_getscheduler sched_get_priority_max sched_get_priority_min getpriority setpriority
+sched_getaffinity sched_getparam sched_getscheduler sched_get_priority_max sched_get_priority_min getpriority
 nanosleep clock_nanosleep clock_gettime clock_getres gettimeofday time times getitimer setitimer alarm getpid gettid getppid
 getpgrp getpgid getsid getuid geteuid getgid getegid getresuid getresgid getgroups getrlimit setrlimit getrusage uname sysinfo
 umask getrandom set_tid_address arch_prctl exit exit_group wait4 waitid restart_syscall
@@ -61,23 +61,23 @@ def build(machine: str) -> bytes:
 
 FILTERS = {  # base64 of zlib of build(machine)
     "x86_64": (
-        "eNpt1GdPFUEUxvH/wuUCVykXvCoCShPU2GI3UVCjxoaCYC8Uu9hb7Nh777037B17SXwj8Quob+1fwJc48+xqJGGTzS97ds7MzszOSQN85g7Bu1x4k4Z7dQ"
-        "XH0MfE39aaK8RrxUO80osQLwmTLwiXz71+nhEhn+KXT4iU1UTJx0TLRwTkQxrIBzSU94mR94iVd4mTdwjK2yTIWyTKmzSSN+wczH2dxrKKJvIaTeVVkuQV"
-        "kuVlUuQl0uRF0uUFMuR5MuU5suRZWsozZMvT5MhTtJMn6SBP0FEep7M8Rhd51K6p8Qjd5GG6y0P0kgfpLQ+QJ/czRO5jqNxLvtzDCLmbArmLQrmTcXIHJX"
-        "I7pXIbZXIr5XILU+RmpspNTJcbmSk3UCHXM0euY56sZL5cy2K5hmVyNcvlKlbIlSZiXWEyrMtND9aepkfrMjOCdakZ0brEfKl1sfly6yIzI+tCM0PrAjNz"
-        "63yzItZ5ZoWsc82KWeeYHbFWmJ2yzjZ/oHUW7+VMauQMPsjpfJTT+CSn8llO4Yss56ss45ss5bss4YeczE85id9yIo5jnYBfjqeBHEeMHEusHEOcHE1Qji"
-        "JBFpMki0iWI0mVhTSXBbSQI8iQw8mU+WTJYbSUQ8mRQ2glB5MrB5Eno+knB9JfDmCY7M9wGUGV9HFdhnNDhvFA5vFQ4jwy2rOdbXJC5u+tduO+tiZmz5L7"
-        "v9MD79k9D927ufUDfw8vbs9tsVdvTLzT3/bx/+KOiXfs4OqQ67aL+FV/fpv/80O0bhWsCa6047V36m2fVbd9Jm77jHTvfeTp+sdJrZuXQt/80UUhU1Xc52"
-        "ZJbr0iEO+1S6mbH/qb79alRhQWWxMpkAmkyyDJMp5EGRfrSGIG1d9voG6/0QR81iiiZSRR0o/f5+63W699Xv0O9+p5mFffHfXr1y5ESKit9Hvj/QHlopOb"
+        "eNpt1FdPFUEYxvH/wuFQlHLAoyKgNBWNhdgvFNSoQZSm2AuKDUWxN+y9916wV7D3HhOvNH4B9db+BbzEmWcXIwmbbH7Zd+ed2ZnZeVMBn7mD8C4H3qbiXr"
+        "3BMQw08bf15gryRvEgr/UiyCtC5EtC5Quvn+eEyWf45VPC5RMi5GMi5SOi5EOayQc0l/eJlveIkXeJlXcIyNvEy1skyDpayFo7B3PfpKW8QSt5ndbyGony"
+        "KknyCsnyMqnyEmnyIunyAhnyPJnyHO1lDR3kWTrKM3SVp+kuT5EtT9JTnqCXPG7X1HiMPvIofeUR+svDDJCHyJUHyZcHGCH3UyD3UST3Uiz3UCJ3M0Huok"
+        "zuZJrcwXS5nXK5jRlyKzPlFmbLzVTITVTKjcyXG6iS61ko17FUrmWFXMMqWc1qudq8sa4ymdaVpidrP9OzdbkZybrMjGxdar7YusTMwLrYzMy6yMzcutCs"
+        "iLXKrJB1gVkx63yzI9ZKs1PWeeYPtM7lvazgg5zDRzmbT3IWn+VMvsgZfJXlfJPT+S6n8UOW8VNO5Zecwh85GcexTsIvJ9JMTiBajidGjiNWjiUgxxAvS0"
+        "mUo0mSo0iRJbSVxbSTRaTLQjJkAZlyJO3lCDrKfLLkcHJkHrkyksFyGEPkUEbKIRTKMG5KH7UylDoZwkOZyyOJ89hoz3QHkxM0f+1TN+7rYmL2DLn/udlo"
+        "79k9B337uHUDfz8vbs9rqVdnTLxHQ/u4f3HHxLO7uzrkuO3Cfjed3/n//CCdsgIfAtV2vG5Ok+0zG7fPwG2fnua9D69pepyUxnnJDCoYOzpoqon73CbRrV"
+        "NExXntkhvnBxvy3XrUgpJSawLFMp40GSBJxpEgY2McSXRe0/1GNe43kiifNYJIGU6E9OP3ufvt1mmfV7dDvToe4tV1R/36tQthEuo3+L3x/gINAZI4"
     ),
     "aarch64": (
-        "eNpt1NdPFFEUBvBvcHaATRRWWHAFEhA1GoyAotFYEAUCKr3ZKFLtBSwUFRV77703BOxoePXNxNhj1Afjg0/6V+g53wzGTXaSyW/mzu3n3IkHYMrtBfoHgJ"
-        "fxsC8vnsBDHyOCPkIkfah15X6AKNqHaNqLEbQHSfQ+JtBuTKT3kEzvIoXeQSq9jUn0FqbRm5hOb2AGvY5Z9Bpm06tIp1cwh15GBr2EufQi5tELyKTnkUXP"
-        "IZueRQ49g1x6Gvn0FAroSRTSEyimx1FCj6GMHkU5PYIKehiV9BCq6EFU0wOooftRS/ehju5FPd2DBtqFRrobTXQXNtKdaKadaKE70Eq3o41uQwftkCe1Xb"
-        "6obVJTbZUe1K0ykrpFRlY3y0zUTTIztUVmqjbLzNXJshJ1g6xMXS8rVdfJytW1snPqGtlRdbXsuLpKIqGulMioKyRiapNEUm2USKsNEnm1XjJBrZPMUGsl"
-        "c9TlkllqjWSaWi2Zp1ZJJqqVkpnqMjylS/GMLkE/XYxXdBHe0Aq8peV4T8vwgZbiIy3BJ1qMz7QIX2ghvtICfKP5+EHz8JMuxC+6AL/pfJiGmosomoNoGg"
-        "ofzUYMzUIizcQY6kIPNdFLh6CPBqGfpuM5hfFCtGSssdLGi5kYYLkhGcPvri5Rz6+e09J/5xhT4ZSH831Kmue1p13KzXdOeZpdL3Wwnn0+U5Kd9tb3wP0m"
-        "/d+vXW5I+fhxtrBcRsB2o/3nkwh7PqMSnO/B3YHHi/NvF4uMvPISL2Kc95G+MLueO86pF+vf3jvY3v5PRaKoVI1AIR2OBOpBDA1HBA0bZlAM9QXu1+3fby"
-        "jcphqCUBqMEGrBMu142/9bUyJtxzsIdrwN2PHUy+Juuijwp9NyxvsLhr+OBA=="
+        "eNpt1NdPFFEUBvBvcHYoicIKCyKQgKjRYKQEjcaCKBBQqbuAjSLVbgALYEHF3nvvDQEraHj1zcTYY9QH44NP+lfoOd8Mxk12JpNf5s7t59xJBGDK4wEGho"
+        "CXibAvD57ATR8jkj5CFH2odeXpRzTtQwztxRj6ACm0B1PofUyl95BK7yKN3kE6vY0Megsz6E3MpDcwi17HHHoNc+lVZNErmEcvI5tewnx6EQvoBeTQ88il"
+        "55BHzyKfnkEBPY0iegrF9CRK6AmU0ePw0mMop0dRQY+gkh5GFT2EanoQNfQAaul+1NF9qKd70UC70Uj3oInuRjPdhRbahVa6E210B9rpdnTQbXKrnVKidk"
+        "gNtV1aqFulJ3WLjKhulhmom2RGapvMUG2VGastsgI1Q1akbpQVqhtk5ep62Tl1neyoulZ2XF0jkVBXS2TUVRIxtVkiqTZJpNVGibzaIJmg1ktmqHWSOepK"
+        "ySy1VjJNrZHMU6slE9UqPKUr8IwuxwBdhkG6FK/oEryhlXhLK/CeluMD9eEj9eITLcNnWoovtARfaTG+0SL8oIX4SRfjF12E33QhTEMtQDTNRwwNRSzNQx"
+        "zNRTLNwQTqQi810UdHoJ8GYZBm4TmF8UK0ZKyJ0saD2RhiuSEZw++ublHPrZ5P37/zi+lwyiP4Pi3T/drdKeXmO6c8066XPlzPPpdpqU5763vgflP+79cu"
+        "N6R88iRbWC4jYLvx/vNJhj2fcUnO9+CewOMl+LeLR3ZhhdeDOOd9bGy4XS8swakX79/eM9ze/j9FodSnRqKEjkYSdSOORiCSho8yKEbGBu43zL/fUISZag"
+        "hCaTBCqAXLtONt/2dNibQd7yDY8TZgx1Mvi7vposCfLssZ7y+JSYyy"
     ),
 }

@@ -14,6 +14,7 @@ from falconlib.sandbox.proxies import Died, Function, Peer
 from falconlib.sandbox.rewrite import plan
 
 MAX_RECORDS = 5000  # assertions recorded one by one
+MAX_TEXTS = 500  # of them with what was expected and got: all must fit into the record
 _OPS = {"Eq": operator.eq, "NotEq": operator.ne, "Lt": operator.lt, "LtE": operator.le, "Gt": operator.gt, "GtE": operator.ge,
         "Is": operator.is_, "IsNot": operator.is_not, "In": lambda a, b: a in b, "NotIn": lambda a, b: a not in b}  # fmt: skip
 _repr = reprlib.Repr()
@@ -47,7 +48,7 @@ class Recorder:
         if len(self.records) >= MAX_RECORDS and status in self.statuses:
             return
         self.statuses.add(status)
-        info = info or {}
+        info, texts = info or {}, texts if len(self.records) < MAX_TEXTS else (None, None)
         self.records.append({"snippet": snippet, "status": status, "error": info or None, "expected": texts[1], "got": texts[0]})
 
     def rest(self, snippet, status, info):
@@ -114,7 +115,7 @@ def run(job, fd, write, retire):
             raise Refused(todo.in_process)
     except (SyntaxError, ValueError, RecursionError, MemoryError, Refused) as error:
         told = {"refused": str(error)} if isinstance(error, Refused) else {"broken": f"{type(error).__name__}: {error}"}
-        write(json.dumps(told).encode())
+        write(packed(told))
         return True, False
     if not todo.harmless:
         retire()
@@ -131,18 +132,27 @@ def run(job, fd, write, retire):
     if result["loaded"]:
         names = {n: Function(peer, n) for n in todo.names} | {"__inout__": inout}
         result["broken"] = execute(todo, recorder, names, peer)
+        if peer.answered and not recorder.records:  # `for x in f(3): assert ...`, and nothing came
+            for site in (s for s in todo.sites if not s.constant):
+                recorder.add(site.number, site.snippet, "fail", {"message": "what the program returned led to no assertion"})
     else:
         for i in range(len(todo.snippets)):
             recorder.rest(i, *ended)
-    result.update(records=recorder.records, candidate_eq=peer.candidate_eq, inout=peer.inout, keep=todo.keep)
-    write(json.dumps(result).encode())
+    lost = peer.dead or peer.violation is not None
+    result.update(records=recorder.records, candidate_eq=peer.candidate_eq, inout=peer.inout, lost=lost)
+    write(packed(result))
     clean = todo.harmless and not peer.violation and not any(r["status"] == "memory" for r in recorder.records)
-    return clean, peer.dead
+    return clean, lost
+
+
+def packed(record):
+    """JSON that every decoder takes: texts of a program may hold lone surrogates."""
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def inout(function, *positions):
     """The callable of a bare statement `f(xs)` whose argument is read again."""
-    if not isinstance(function, Function):
+    if type(function) is not Function:
         return function
     return lambda *args, **kwargs: function._peer.ask(["name", function.__name__], args, kwargs, positions)
 
@@ -159,7 +169,7 @@ def run_in_process(job, source, write):
     else:
         for i in range(len(todo.snippets)):
             recorder.rest(i, *placed(error))
-    write(json.dumps({**result, "records": recorder.records}).encode())
+    write(packed({**result, "records": recorder.records}))
 
 
 def execute(todo, recorder, names, peer):
@@ -168,7 +178,7 @@ def execute(todo, recorder, names, peer):
     space.update({"__name__": "tests", "__site__": recorder})
     try:
         exec(todo.setup, space)
-    except Exception as error:  # noqa: BLE001 - setup is somebody's code
+    except BaseException as error:  # noqa: BLE001 - setup is somebody's code
         for i in range(len(todo.snippets)):
             recorder.rest(i, *classify(error))
         theirs = isinstance(error, (Died, ProtocolError)) or hasattr(error, "candidate")
@@ -176,6 +186,6 @@ def execute(todo, recorder, names, peer):
     for i, code in enumerate(todo.snippets):
         try:
             exec(code, space)
-        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001
             recorder.rest(i, *classify(error))
     return f"{len(recorder.unseen())} asserts were never reached" if recorder.unseen() else None

@@ -1,8 +1,9 @@
 """What the kernel is asked for: namespaces, Landlock, seccomp, capabilities, another uid. Standard library only.
 
 The landlock package covers neither TCP nor signals and its error path fails on some kernel names; pyseccomp wants a system
-library. Both would also have to be importable inside the sandbox, so the few calls are made here by ctypes. The seccomp
-programs are made by pyseccomp beforehand (`filters`).
+library. Both would also have to be importable where nothing but the standard library may be (the fork server is what every
+candidate is a copy of), so the few calls are made here by ctypes. The seccomp programs are made by pyseccomp beforehand, and
+compared with what it makes by a test (`filters`); psutil and msgspec serve in the supervisor, where they can be imported.
 """
 
 import base64
@@ -27,6 +28,7 @@ _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"
 _BIND, _REC, _RDONLY, _REMOUNT, _PRIVATE, _NOSUID, _NODEV, _NOEXEC = 0x1000, 0x4000, 1, 0x20, 1 << 18, 2, 4, 8
 _READ_FILE, _WRITE_FILE, _READ_DIR = 1 << 2, 1 << 1, 1 << 3
 _FS_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}  # by Landlock ABI
+RULESET = 100  # its descriptor: above all that a child closes
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -263,10 +265,10 @@ class Walls:
             fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
             call("syscall", 445, ruleset, 1, ctypes.c_char_p(struct.pack("=Qi", right, fd)), 0)
             os.close(fd)
-        high = os.dup2(ruleset, 600)
+        os.dup2(ruleset, RULESET)
         os.close(ruleset)
         self.note("landlock", True, f"ABI {abi}: files" + (", TCP" if abi >= 4 else "") + (", signals" if abi >= 6 else ""))
-        return high
+        return RULESET
 
     def prepare_filter(self):
         packed = FILTERS.get(platform.machine())

@@ -5,6 +5,7 @@ It holds programs and tests as data and hands them over as memory files; no code
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -41,9 +42,23 @@ class Task:
     def inputs(self) -> tuple[bytes, bytes]:
         code = self.program.code.encode("utf-8", "surrogatepass")
         if self.mode == "stdio":
-            return code, verdict.case(self.program, len(self.parts)).input.encode("utf-8", "surrogatepass")
+            return code, self.case().input.encode("utf-8", "surrogatepass")
         tests = {"tests": self.program.tests, "setup": self.program.setup, "entry": self.program.entry_point}
         return code, json.dumps(tests).encode()
+
+    def case(self) -> verdict.Case:
+        return verdict.case(self.program, len(self.parts))
+
+    def job(self, config: SandboxConfig) -> dict:
+        output = config.output_kb << 10
+        if self.mode == "stdio":  # what is wanted may be longer; a power of two tells a program little about it
+            output = max(output, 1 << (len(self.case().output.encode("utf-8", "surrogatepass")) + 4096).bit_length())
+        return job(self.mode, config, output)
+
+
+def job(mode: str, config: SandboxConfig, output: int) -> dict:
+    """What a zygote is told beside the files."""
+    return {"mode": mode, "cpu": config.cpu_s, "memory": config.memory_mb << 20, "output": output}
 
 
 class Sandbox:
@@ -65,7 +80,7 @@ class Sandbox:
             raise did_you_mean("sandbox tier", tier, ("A", "B"))
         self.config = config
         self._settings = {"tier": tier or "A", "off": sorted(without)}
-        self._lock, self._pid = threading.Lock(), os.getpid()
+        self._lock, self._pid = threading.RLock(), os.getpid()
         self._workers: list[Worker] = []
         self._closer = weakref.finalize(self, _close, self._workers, self._pid)
         count = config.workers or len(os.sched_getaffinity(0))
@@ -83,8 +98,8 @@ class Sandbox:
         config, worker = self.config, self._workers[0]
 
         def run(code: bytes, stdin: bytes) -> tuple[bytes, dict]:
-            worker.start(None, self._job("stdio") | {"inspect": True}, code, stdin)
-            raw = worker.finish(config.output_kb << 10) or {"stdout": b"", "ended": verdict.Ended([], None, False, 0, 0)}
+            worker.start(None, job("stdio", config, config.output_kb << 10) | {"inspect": True}, code, stdin)
+            raw = worker.finish() or {"stdout": b"", "ended": verdict.Ended([], None, False, 0, 0)}
             return raw["stdout"], raw["ended"].record
 
         told, record = layers.probe(run, config.memory_mb << 20, config.output_kb << 10)
@@ -96,10 +111,6 @@ class Sandbox:
         self.layers_id = layers.identity(self.tier, self.layers)
         self._cache = VerdictCache(config.cache, config, self.layers_id) if config.cache else None
 
-    def _job(self, mode: str) -> dict:
-        config = self.config
-        return {"mode": mode, "cpu": config.cpu_s, "memory": config.memory_mb << 20, "output": config.output_kb << 10}
-
     def __enter__(self) -> Sandbox:
         return self
 
@@ -107,13 +118,15 @@ class Sandbox:
         self.close()
 
     def close(self) -> None:
-        """Ends every process of the sandbox. Safe to call twice."""
-        self._closer()
+        """Ends every process of the sandbox, once other threads have their verdicts. Safe to call twice."""
+        with self._lock if os.getpid() == self._pid else contextlib.nullcontext():
+            self._closer()
 
     def refresh(self) -> None:
         """Replaces every zygote by a new one."""
-        for number in range(len(self._workers)):
-            self._replace(number)
+        with self._mine():
+            for number in range(len(self._workers)):
+                self._replace(number)
 
     def idle(self) -> bool:
         """Whether no process exists below the zygotes but one waiting judge each."""
@@ -129,15 +142,11 @@ class Sandbox:
     def run_many(self, programs: Sequence[Program], progress: bool = False) -> list[Report]:
         """One Report per program, in their order; identical programs run once, and those that `config.cache` knows not at all.
         Never raises for what a program does."""
-        if not self._workers or os.getpid() != self._pid:
-            raise FalconError(
-                "the sandbox is closed, or belongs to another process", "use `with Sandbox(...) as sandbox:` where it is needed"
-            )
         from tqdm.auto import tqdm
 
         unique = longest_last(programs)
         results = {p: verdict.infra(why, self.layers_id, "BrokenTests") for p in unique if (why := verdict.unusable(p))}
-        with self._lock:
+        with self._mine():
             known = self._cache.find(unique) if self._cache else {}
             tasks = deque(Task(p) for p in unique if p not in results and p not in known)
             try:
@@ -149,6 +158,24 @@ class Sandbox:
                     self._cache.keep(results)
         results |= known
         return [results[p] for p in programs]
+
+    @contextlib.contextmanager
+    def _mine(self):
+        """One thread at a time; raises FalconError for a sandbox that is closed or lacks the means."""
+        closed = FalconError(
+            "the sandbox is closed, or belongs to another process", "use `with Sandbox(...) as sandbox:` where it is needed"
+        )
+        if os.getpid() != self._pid:
+            raise closed
+        with self._lock:
+            if not self._workers:
+                raise closed
+            try:
+                yield
+            except OSError as error:
+                raise FalconError(
+                    f"the sandbox cannot go on: {error}", "more open files (ulimit -n 4096), or more memory"
+                ) from error
 
     def _drain(self, waiting: deque[Task], results: dict[Program, Report], bar, width: int) -> deque[Task]:
         """Runs tasks on `width` workers. Returns those that only the hard wall stopped: they are run again, alone."""
@@ -168,7 +195,7 @@ class Sandbox:
                     ]:
                         worker = self._workers[busy[fd]]
                         selector.unregister(worker.control)
-                        task, raw = worker.task, worker.finish(self.config.output_kb << 10) if fd in ready else None
+                        task, raw = worker.task, worker.finish() if fd in ready else None
                         idle.append(busy.pop(fd))
                         if raw is None:
                             self._replace(idle[-1])
@@ -185,18 +212,25 @@ class Sandbox:
         return late
 
     def _start(self, number: int, task: Task) -> Worker:
-        for _ in range(2):
+        for last in (False, True):
             try:
-                self._workers[number].start(task, self._job(task.mode), *task.inputs())
+                self._workers[number].start(task, task.job(self.config), *task.inputs())
                 break
             except OSError:  # its zygote was killed while idle
+                if last:
+                    raise
                 self._replace(number)
         return self._workers[number]
 
     def _replace(self, number: int) -> None:
-        self._workers[number].stop()
-        self._workers[number] = Worker({**self._settings, "worker": number})
-        self._workers[number].wait_ready(60)
+        for last in (False, True):
+            self._workers[number].stop()
+            self._workers[number] = Worker({**self._settings, "worker": number})
+            try:
+                return self._workers[number].wait_ready(60)
+            except FalconError:  # killed while it started
+                if last:
+                    raise
 
     def _digest(self, task: Task, raw: dict | None, results: dict[Program, Report]) -> Task | None:
         """Files a result, or returns the task that has to run (again)."""
@@ -223,7 +257,7 @@ class Sandbox:
     def _digest_stdio(self, task: Task, raw: dict, results: dict[Program, Report]) -> Task | None:
         program = task.program
         result, error, loaded = verdict.stdio_result(program, len(task.parts), raw, self.config)
-        task.parts.append((result, error, loaded, verdict.costs(raw)))
+        task.parts.append((result, error, loaded, verdict.costs(raw, self.config)))
         if len(task.parts) < len(program.tests) and result.status not in ("timeout", "syntax_error"):
             return task
         tests = [part[0] for part in task.parts]  # what follows a timeout would time out as well: it is not run

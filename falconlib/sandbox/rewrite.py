@@ -10,8 +10,9 @@ import sys
 from dataclasses import dataclass, field
 
 _FUNCTION_PARTS = {"__code__", "__doc__", "__annotations__", "__closure__", "__dict__", "__wrapped__", "__defaults__"}
-_INTROSPECT = {"inspect", "dis", "globals", "locals", "vars", "exec", "eval", "__import__"}
-_PURE = "math copy random re string itertools collections functools heapq bisect statistics"
+_INTROSPECT = {"inspect", "dis", "globals", "locals", "vars", "exec", "eval", "__import__", "callable"}
+_PURE = "math random re itertools collections heapq bisect statistics"  # copy, functools, string set or read any attribute
+_FRAMES = ("_", "f_", "gi_", "cr_", "ag_", "tb_")  # attributes that lead to the interpreter's own objects
 _MILD = """
 abs all any bin bool bytes chr complex dict divmod enumerate filter float frozenset hash hex int isinstance iter len list map max
 min next object oct ord pow print range repr reversed round set slice sorted str sum tuple type zip True False None Exception
@@ -64,7 +65,7 @@ def plan(setup, tests, entry):
     nodes = [node for tree in (before, *trees) for node in ast.walk(tree)]
     _resolve(result, nodes, entry)
     _find_handles(result, nodes)
-    result.harmless = all(map(_is_harmless, nodes)) and not result.modules - _SAFE_MODULES
+    result.harmless = all(map(_is_harmless, nodes)) and not result.modules - _SAFE_MODULES and _only_as_bases(nodes)
     for i, tree in enumerate(trees):
         _Rewriter(result, i).module(tree)
         result.snippets.append(compile(tree, f"<test {i}>", "exec", dont_inherit=True))
@@ -113,7 +114,20 @@ def _resolve(result, nodes, entry):
             and names & _names(*node.args[1:])
         ):
             why = "asks for the program's class"
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("hasattr", "getattr") and _special(*node.args[1:2]):
+            why = "asks for a special method"
         result.in_process = result.in_process or why
+
+
+def _special(name=None):
+    return not isinstance(name, ast.Constant) or str(name.value).startswith("__")
+
+
+def _only_as_bases(nodes):
+    """Whether modules are named only as in `math.sqrt`: what else holds one reaches all that it imports."""
+    named = sum(isinstance(n, ast.Name) and n.id in _SAFE_MODULES for n in nodes)
+    bases = [n.value for n in nodes if isinstance(n, ast.Attribute)]
+    return named == sum(isinstance(n, ast.Name) and n.id in _SAFE_MODULES for n in bases)
 
 
 def _names(*nodes):
@@ -144,7 +158,7 @@ def _is_harmless(node):
     if isinstance(node, ast.Attribute):
         pure = sys.modules.get(node.value.id) if isinstance(node.value, ast.Name) and node.value.id in _SAFE_MODULES else None
         public = pure is None or node.attr in getattr(pure, "__all__", vars(pure))
-        return isinstance(node.ctx, ast.Load) and not node.attr.startswith("_") and public
+        return isinstance(node.ctx, ast.Load) and not node.attr.startswith(_FRAMES) and public
     if isinstance(node, ast.Import):
         return all(a.name in _SAFE_MODULES and a.asname is None for a in node.names)
     if isinstance(node, ast.ImportFrom):

@@ -52,9 +52,9 @@ class Judged(msgspec.Struct):
     error: Described | None = None
     broken: str | None = None
     refused: str | None = None
+    lost: bool = False
     candidate_eq: bool = False
     inout: bool = False
-    keep: bool = False
 
 
 class End(msgspec.Struct):
@@ -158,7 +158,7 @@ def death(ended: Ended, fault: str, limits: SandboxConfig) -> tuple[str, Describ
 def report(program: Program, raw: dict, limits: SandboxConfig) -> Report:
     """The Report of a value-mode or in-process run. raw: {ended, result, stdout, stderr, fault, layers, integrity}."""
     ended: Ended = raw["ended"]
-    base = costs(raw)
+    base = costs(raw, limits)
     judged = decoded(raw["result"].lstrip(b"*"), Judged)
     alone = raw["integrity"] == "in_process"
     if judged is None and alone:
@@ -174,7 +174,9 @@ def report(program: Program, raw: dict, limits: SandboxConfig) -> Report:
     tests = tuple(test_result(i, r, dead, program) for i, r in enumerate(judged.records))
     status = min((t.status for t in tests), key=PRECEDENCE.index, default="fail")
     error = judged.error
-    if error is not None and error.syntax:
+    if judged.lost and status == "pass":  # a test caught the end of the program
+        status, error = dead
+    elif error is not None and error.syntax:
         status, tests = "syntax_error", tuple(replace(t, status="syntax_error") for t in tests)
     elif error is None:
         first = next((r for r, t in zip(judged.records, tests, strict=True) if t.status == status), None)
@@ -211,9 +213,9 @@ def test_result(index: int, record: Record, dead: tuple[str, Described], program
                       error.line if error else None, record.expected, record.got)  # fmt: skip
 
 
-def costs(raw: dict) -> Report:
+def costs(raw: dict, limits: SandboxConfig) -> Report:
     """A Report that holds the costs and the captured text only."""
-    ended, cap = raw["ended"], raw["cap"]
+    ended, cap = raw["ended"], limits.output_kb << 10
     (out, cut), (err, cut2) = clean(raw["stdout"], cap), clean(raw["stderr"], cap)
     number = os.WTERMSIG(ended.ends[0].status) if os.WIFSIGNALED(ended.ends[0].status) else None
     own = None if number == signal.SIGKILL else number
@@ -224,11 +226,10 @@ def costs(raw: dict) -> Report:
 def stdio_result(program: Program, index: int, raw: dict, limits: SandboxConfig) -> tuple[TestResult, ErrorInfo | None, bool]:
     """(result, error, loaded) of one run of a script: its standard output against the expected text, line by line."""
     wanted, frame = case(program, index).output, decoded(raw["result"][4:], Judged)
-    visible, got = index < program.visible, clean(raw["stdout"], raw["cap"])[0]
+    visible, got = index < program.visible, raw["stdout"].decode("utf-8", "replace")
     texts = (cut(wanted), cut(got))
     ended: Ended = raw["ended"]
-    silent = os.WIFEXITED(ended.ends[0].status) and os.WEXITSTATUS(ended.ends[0].status) == 0 and not ended.killed
-    if frame is None and not silent:
+    if ended.ends[0].status or ended.killed:  # what it wrote into its frame before counts no longer
         status, info = death(ended, raw["fault"], limits)
     elif frame is not None and frame.error is not None:
         info = frame.error
@@ -243,7 +244,7 @@ def stdio_result(program: Program, index: int, raw: dict, limits: SandboxConfig)
 
 def lines(text: str) -> list[str]:
     """Lines without trailing blanks, and without blank lines at the end."""
-    return [line.rstrip() for line in text.rstrip().splitlines()]
+    return [line.rstrip(" \t\r") for line in text.rstrip(" \t\r\n").split("\n")]
 
 
 def cut(text: str) -> str:

@@ -28,12 +28,9 @@ _ENVIRONMENT = {
 
 def memfd(name: str, data: bytes = b"") -> int:
     """An anonymous file in memory holding `data`, at offset 0 for whoever gets it."""
-    fd = os.memfd_create(name)
-    if data:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-        os.lseek(fd, 0, os.SEEK_SET)
+    fd, done = os.memfd_create(name), 0
+    while done < len(data):
+        done += os.pwrite(fd, data[done:], done)
     return fd
 
 
@@ -81,11 +78,12 @@ class Worker:
     def start(self, task: object, job: dict, first: bytes, second: bytes) -> None:
         """Hands over a program and its tests (or its standard input)."""
         self.task = task
-        self.fds = [memfd("code", first), memfd("tests", second), *(memfd(n) for n in ("result", "out", "err", "fault"))]
-        self.deadline = time.monotonic() + job["cpu"] * 12 + 15
+        for name, data in ("code", first), ("tests", second), *((n, b"") for n in ("result", "out", "err", "fault")):
+            self.fds.append(memfd(name, data))
+        self.deadline, self.cap = time.monotonic() + job["cpu"] * 12 + 15, job["output"]
         socket.send_fds(self.control, [json.dumps(job).encode()], self.fds)
 
-    def finish(self, cap: int) -> dict | None:
+    def finish(self) -> dict | None:
         """What came of it, or None when the zygote died."""
         try:
             data = self.control.recv(1 << 16)
@@ -94,12 +92,9 @@ class Worker:
         raw = None
         if data:
             result, out, err, fault = self.fds[2:]
-            raw = {"ended": msgspec.json.decode(data, type=verdict.Ended), "result": content(result, 8 << 20), "cap": cap}
-            raw |= {
-                "stdout": content(out, cap),
-                "stderr": content(err, cap),
-                "fault": content(fault, 1 << 14).decode("utf-8", "replace"),
-            }
+            raw = {"ended": msgspec.json.decode(data, type=verdict.Ended), "result": content(result, 8 << 20)}
+            raw |= {"stdout": content(out, self.cap), "stderr": content(err, self.cap)}
+            raw["fault"] = content(fault, 1 << 14).decode("utf-8", "replace")
         self.release()
         return raw
 

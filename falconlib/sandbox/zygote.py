@@ -19,6 +19,7 @@ import random
 import resource
 import select
 import signal
+import site
 import socket
 import sys
 import time
@@ -36,6 +37,7 @@ JUDGE_GRACE = 1.0  # CPU seconds of a judge beyond the program's limit
 ADDR_NO_RANDOMIZE = 0x0040000
 THREADS = 256  # of a candidate; their kernel stacks are in no other limit
 CLOSING = 0.05  # seconds that a candidate which hung up has to end
+FILES = 128  # open files that the fork server needs to be allowed
 JUDGE_PROGRAMS, JUDGE_KB = 500, 100_000  # after so many programs, or at such a size, a judge is replaced
 
 
@@ -86,7 +88,9 @@ class Zygote:
     """Serves programs from the control socket until it closes."""
 
     def __init__(self, config):
-        self.control = socket.socket(fileno=config["fd"])
+        self.control = socket.socket(fileno=os.dup(config["fd"]))  # a low number: the caller's may be any, and children close
+        os.close(config["fd"])  # by range
+        self.owner = os.pidfd_open(os.getppid())  # the socket may live on in a forked copy of it
         self.null = os.open(os.devnull, os.O_RDWR)
         self.judge = None
         self.walls = OWN.kernel.Walls(config)
@@ -94,6 +98,7 @@ class Zygote:
     def serve(self):
         for name in PREIMPORT.split():
             importlib.import_module(name)
+        site.setquit()  # exit() and quit(), which `python -S` lacks
         with open("/proc/self/statm", "rb") as file:
             self.base = int(file.read().split()[0]) * resource.getpagesize()
         self.walls.enter()
@@ -101,7 +106,8 @@ class Zygote:
         gc.freeze()
         self.control.send(json.dumps({"ready": os.getpid(), "layers": self.walls.facts}).encode())
         while True:
-            message, fds, _, _ = socket.recv_fds(self.control, 4096, 8)
+            owner_gone = self.owner in select.select([self.control, self.owner], [], [])[0]
+            message, fds, _, _ = (b"", [], 0, None) if owner_gone else socket.recv_fds(self.control, 4096, 8)
             if not message:
                 return
             self.control.send(json.dumps(self.run(json.loads(message), fds)).encode())
@@ -156,10 +162,10 @@ class Zygote:
 
     def settle(self, fds, job, output, judge):
         """Descriptors 0, 1, 2, ... become `fds`, the others are closed; then limits and walls."""
-        high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 64) for fd in fds]
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD, FILES // 2) for fd in fds]
         for target, fd in enumerate(high):
             os.dup2(fd, target)
-        os.closerange(len(fds), 512)
+        os.closerange(len(fds), OWN.kernel.RULESET)
         if not judge:
             faulthandler.enable(4)
             faulthandler.register(signal.SIGXCPU, 4, all_threads=False, chain=False)
@@ -209,7 +215,7 @@ class Zygote:
         """Waits for the judge's word (or the candidate's end, where there is no judge), enforcing the clocks."""
         handle, polls = os.pidfd_open(pid), select.poll()
         last = judge.channel.fileno() if judge else handle
-        for fd in {handle, last, self.control.fileno()}:
+        for fd in {handle, last, self.control.fileno(), self.owner}:
             polls.register(fd, select.POLLIN)
         killed, judge_killed, delay, record = None, False, 0.0, {}
         wait = 0.01 if job.get("inspect") else job["cpu"]
@@ -217,7 +223,7 @@ class Zygote:
         waited = run_delay(judge.pid) if judge else 0.0
         while True:
             events = dict(polls.poll(max(5, min(250, int(wait * 1000)))))
-            if self.control.fileno() in events:  # the supervisor is gone, or has given up
+            if self.control.fileno() in events or self.owner in events:  # the supervisor is gone, or has given up
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
                 os._exit(0)
             if last in events:
@@ -235,7 +241,7 @@ class Zygote:
             wait = min(left.values())
             if wait <= 0 and killed is None and handle not in events:
                 killed = next(k for k in left if left[k] <= 0)
-                self.kill(handle, fault)
+                self.kill(pid, handle, fault)
             if judge and (judge_cpu > limit + JUDGE_GRACE or wall > limit * HARD_FACTOR + 2):
                 judge_killed = True
                 signal.pidfd_send_signal(judge.handle, signal.SIGKILL)
@@ -250,11 +256,12 @@ class Zygote:
                 ends[1]["status"] = self.bury_judge()
         return {"ends": ends, "killed": killed, "judge_killed": judge_killed, "wall": wall, "delay": delay, "record": record}
 
-    def kill(self, handle, fault):
-        """SIGXCPU first: faulthandler writes the line even from inside a C loop; then SIGKILL."""
+    def kill(self, pid, handle, fault):
+        """SIGXCPU first: faulthandler writes the line even from inside a C loop; then SIGKILL. A process that did not get the
+        processor since has some more time for it."""
+        size, start, spent = 0, time.monotonic(), cpu_seconds(pid)
         signal.pidfd_send_signal(handle, signal.SIGXCPU)
-        size, deadline = 0, time.monotonic() + 0.05
-        while time.monotonic() < deadline:
+        while (waited := time.monotonic() - start) < 0.05 or (waited < 0.25 and cpu_seconds(pid) == spent):
             time.sleep(0.005)
             before, size = size, os.fstat(fault).st_size
             if size and size == before:
@@ -286,7 +293,16 @@ def fix_addresses():
         os.execv(sys.executable, sys.orig_argv)
 
 
+def allow_files():
+    """Some descriptors have high numbers here; a caller with a low limit of open files lends what it may."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < FILES:
+        sys.exit(f"{FILES} open files are needed, the hard limit (ulimit -Hn) is {most}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 4096) if most >= 0 else 4096, most))
+
+
 if __name__ == "__main__":
     fix_addresses()
+    allow_files()
     OWN = load("codec", "candidate", "rewrite", "proxies", "judge", "filters", "kernel")
     Zygote(json.loads(sys.argv[1])).serve()
