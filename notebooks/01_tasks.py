@@ -20,7 +20,8 @@
 # **Question.** What is a task, which tasks may be learnt from, and could an answer leak from the training tasks into the tests?
 #
 # **Reads** the committed set `basics`, HumanEval from its wheel, MBPP where `FALCON_DATA` or `data/` holds it.
-# **Writes** `tables/tasks.csv`, `01_tasks/families.*`, `01_tasks/leakage.*`.
+# **Writes** `tables/tasks.csv`, `01_tasks/families.*`, `01_tasks/difficulty.*`, `01_tasks/decontamination.csv`,
+# `01_tasks/leakage.*`.
 #
 # **Run time**, every profile: seconds on 2 CPU cores. A GPU is not used.
 
@@ -56,9 +57,7 @@ if "google.colab" in sys.modules:
         raise SystemExit(f"{', '.join(changed)} changed: choose Runtime > Restart session, then run this cell again")
 
 # %%
-import ast
-import builtins
-import re
+import random
 from collections import Counter
 from statistics import median
 
@@ -68,12 +67,15 @@ import pandas as pd
 from IPython.display import Image, Markdown, display
 
 from falconlib.errors import FalconError
-from falconlib.memory.digest import program_hash
+from falconlib.files import read_json
 from falconlib.memory.embed import HashedTfidf
 from falconlib.prompts import user_message
 from falconlib.reporting import figures, start
 from falconlib.reporting.tables import markdown
+from falconlib.tasks import basics as basics_set
 from falconlib.tasks import fingerprint, load_tasks, visible_tests
+from falconlib.tasks.leakage import decontaminate, description, ngrams, shapes
+from falconlib.tasks.meta import by_family, by_problem
 
 # %% tags=["parameters"]
 profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small, paper
@@ -93,14 +95,8 @@ print(f"profile {stage.profile.name} learns from {settings.train} and is measure
 # measure is
 # the cosine of two embeddings: 1 for the same text, about 0 for texts without a common word.
 
-
 # %%
-def grams(text, n):
-    words = re.findall(r"\w+", text.lower())
-    return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
-
-
-first, second = grams("the sum of all numbers", 3), grams("the sum of all even numbers", 3)
+first, second = ngrams("the sum of all numbers", 3), ngrams("the sum of all even numbers", 3)
 assert len(first) == 3 and len(first & second) == 2
 one, same, other = HashedTfidf().encode(["sum a list", "sum a list", "reverse words"])
 print(
@@ -174,6 +170,44 @@ display(Image(filename=str(stage.path(f"{stage.key}/families.png")), metadata={"
 print("families without a training task:", ", ".join(far))
 
 # %% [markdown]
+# *Meta-tasks.* The paper's inner loop takes one *problem* as a task: some of its rollouts adapt (support), the others are judged
+# (query). The other reading takes a *family*: different problems adapt and are judged, and no problem is in both parts.
+
+# %%
+train, draw = [t for t in basics if t.split == "train"], random.Random(settings.seed)
+problem, family = by_problem(train, 1, draw)[0], by_family(train, 1, 2, 2, draw)[0]
+for meta in (problem, family):
+    print(f"{meta.name}: support {[t.task_id for t in meta.support]}, query {[t.task_id for t in meta.query]}")
+assert not {t.task_id for t in family.support} & {t.task_id for t in family.query}
+
+# %% [markdown]
+# ## How hard are they?
+#
+# Measured, not guessed: the share of the untrained base model's samples that pass all tests of a task. *easy*: half of them or
+# more; *medium*: a quarter; *hard*: at least one; *unsolved*: none of them, which with so few samples does not mean never.
+#
+# *Figure: tasks of `basics` per measured difficulty, per place in its family (1 is meant to be the simplest).*
+
+# %%
+rates, names = basics_set.pass_rates(), ["easy", "medium", "hard", "unsolved"]
+place = [f"{int(t.task_id[-2:]):02d}" for t in basics]
+levels = pd.crosstab(place, [basics_set.difficulty(rates.get(t.task_id)) or "not measured" for t in basics])
+levels = levels.reindex(columns=names, fill_value=0).rename_axis("place").reset_index()
+with plt.rc_context(figures.STYLE):
+    drawn, axis = plt.subplots(figsize=(7, 2.8))
+bottom = np.zeros(len(levels))
+for name, (colour, _) in figures.look(names).items():
+    axis.bar(levels["place"], levels[name], bottom=bottom, color=colour, label=name)
+    bottom += levels[name]
+axis.set(xlabel="place in the family", ylabel="tasks", axisbelow=True)
+axis.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.2))
+stage.save_figure(drawn, f"{stage.key}/difficulty", levels)
+counted = ", ".join(f"{name} {int(levels[name].sum())}" for name in names)
+alt = f"Stacked bars of measured difficulty by place in the family: {counted}."
+display(Image(filename=str(stage.path(f"{stage.key}/difficulty.png")), metadata={"alt": alt}, width=700))
+display(Markdown(" · ".join(f"{key}: {value}" for key, value in read_json(basics_set.RATES).items() if key != "passed")))
+
+# %% [markdown]
 # ## Could an answer leak?
 #
 # For every task that is not trained on: its nearest training task by cosine, the share of its 4-grams that some training task
@@ -186,34 +220,46 @@ print("families without a training task:", ", ".join(far))
 
 
 # %%
-def nameless(task):
-    """The reference program with every name of its own replaced by a number: what is left is its shape."""
-    tree, numbers = ast.parse(task.gold), {}
-    for node in ast.walk(tree):
-        for field in ("id", "arg", "name"):
-            name = getattr(node, field, None)
-            if isinstance(name, str) and not hasattr(builtins, name):
-                setattr(node, field, numbers.setdefault(name, f"v{len(numbers)}"))
-    return program_hash(ast.unparse(tree))
-
-
-def leakage(tasks, train):
-    vectors, known = HashedTfidf().encode([t.prompt for t in tasks]), HashedTfidf().encode([t.prompt for t in train])
+def nearest(tasks, train):
+    vectors, known = (HashedTfidf().encode([description(t) for t in some]) for some in (tasks, train))
     cosines = vectors @ known.T  # rows have length 1: inner product = cosine
-    seen = set().union(*(grams(t.prompt, 4) for t in train))
-    programs = {nameless(t) for t in train}
+    seen = set().union(*(ngrams(description(t), 4) for t in train))
+    programs = set().union(*(shapes(t.gold or "") for t in train))
     rows = []
     for task, row in zip(tasks, cosines, strict=True):
-        own, best = grams(task.prompt, 4), int(np.argmax(row))
+        own, best = ngrams(description(task), 4), int(np.argmax(row))
         rows.append({"task": task.task_id, "nearest": train[best].task_id, "cosine": float(row[best])})
-        rows[-1] |= {"4-grams": len(own & seen) / len(own) if own else None, "same program": nameless(task) in programs}
+        rows[-1] |= {"4-grams": len(own & seen) / len(own) if own else None, "same program": bool(shapes(task.gold) & programs)}
     return pd.DataFrame(rows)
 
 
 learnt = [task for name in settings.train if name in sets for task in sets[name] if task.split == "train"]
-found = {name: leakage([t for t in tasks if t.split in ("test", "validation")], learnt) for name, tasks in sets.items()}
+found = {name: nearest([t for t in tasks if t.split in ("test", "validation")], learnt) for name, tasks in sets.items()}
 closest = pd.concat(found.values()).nlargest(5, "cosine")
 display(Markdown(markdown(closest, 2)))
+
+# %% [markdown]
+# ### What decontamination drops
+#
+# A training task leaks when it shares a run of 8 words with a held-out one, or a program of three lines or more (names aside), or
+# lies at cosine 0.9 or above. Every pair of training and held-out sets is compared. `basics` was written until nothing of it was
+# close to HumanEval or MBPP; its own splits share a phrase or two. MBPP repeats itself: train on it, and its test split is partly
+# known.
+
+# %%
+rows, dropped = [], {}
+for source in [name for name in sets if any(t.split == "train" for t in sets[name])]:
+    train = [t for t in sets[source] if t.split == "train"]
+    for name, tasks in sets.items():
+        kept, why = decontaminate(train, [t for t in tasks if t.split in ("test", "validation")], HashedTfidf().encode)
+        reasons, dropped[source, name] = Counter(leak.reason for leak in why), why
+        row = {"learnt from": f"{source} train", "measured on": name, "tasks": len(train), "dropped": len(train) - len(kept)}
+        rows.append(row | {reason: reasons[reason] for reason in ("words", "program", "embedding")})
+drops = pd.DataFrame(rows)
+stage.save_table(drops, f"{stage.key}/decontamination")
+display(Markdown(markdown(drops)))
+for leak in [leak for why in dropped.values() for leak in why][:8]:
+    print(f"{leak.task_id} is too close to {leak.held_out}: {leak.reason}, {leak.value:.2f}")
 
 # %% [markdown]
 # The closest pair of all, side by side. Judge for yourself whether knowing the one gives away the other:
@@ -279,6 +325,11 @@ lines += [f"The median held-out task is at cosine {held_out['cosine'].median():.
 lines += [f"{int((held_out['cosine'] > NEAR).sum())} held-out tasks lie above the memory's bound of {NEAR}."]
 lines += [f"{copies} held-out tasks have, names aside, the reference program of a training task."]
 lines += [f"{len(far)} families ({', '.join(far)}) are never trained on."]
+lines += [
+    f"{row['dropped']} of {row['tasks']} tasks of {row['learnt from']} would be dropped for {row['measured on']}."
+    for row in drops.to_dict("records")
+]
+lines += [f"Measured difficulty of basics: {counted}."]
 display(Markdown("\n".join(f"* {line}" for line in lines)))
 
 # %% [markdown]
@@ -288,7 +339,7 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 #
 # <details><summary>Solution</summary>
 #
-# `grams(task.prompt, 2)` finds pairs such as *of the* or *a list*, which most descriptions of list tasks share. An overlap
+# `ngrams(description(task), 2)` finds pairs such as *of the* or *a list*, which most descriptions of list tasks share. An overlap
 # becomes telling
 # when n is long enough that a chance match is unlikely.
 #
@@ -298,9 +349,9 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 #
 # <details><summary>Solution</summary>
 #
-# `load_tasks("my.jsonl")` accepts any such file. Tasks without a `split` belong to "test": nothing is trained on unasked. The
-# same path
-# works as a task set of a profile, for example `--set tasks.benchmarks=[my.jsonl]`.
+# `load_tasks("my.jsonl")` accepts any such file, and `my.parquet` with the same columns. Tasks without a `split` belong to
+# "test": nothing is trained on unasked. The same path works as a task set of a profile, for example
+# `--set tasks.benchmarks=[my.jsonl]`.
 #
 # </details>
 

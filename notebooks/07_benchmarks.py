@@ -61,6 +61,7 @@ from IPython.display import Image, Markdown, display
 
 from falconlib.evaluation.score import load_samples
 from falconlib.evaluation.stats import pass_at_k, wilson
+from falconlib.evaluation.submissions import card_text
 from falconlib.files import read_json
 from falconlib.records import STATUSES
 from falconlib.reporting import figures, start
@@ -123,14 +124,7 @@ if stage.from_reference:
 # What somebody needs to repeat the table below.
 
 # %%
-card = cards[first]
-facts = {"model": card["model"] + " (base); the other arms: with their own adapter"}
-for name, found in card["benchmarks"].items():
-    facts[name] = f"{found['tasks']} problems ({', '.join(found['splits'])}), fingerprint {found['fingerprint'][:16]}"
-facts["decoding"] = ", ".join(f"{key} {value}" for key, value in card["decoding"].items() if key != "ltm_arms")
-facts["limits"] = ", ".join(f"{key} {value}" for key, value in card["limits"].items())
-facts |= {key: card[key] for key in ("judge", "estimator", "interval")}
-display(Markdown("| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in facts.items())))
+print(card_text(cards[first] | {"model": cards[first]["model"] + "; the other arms: with their own adapter"}))
 
 # %% [markdown]
 # ## The main table

@@ -64,6 +64,7 @@ from IPython.display import Image, Markdown, display
 
 from falconlib.evaluation.score import load_samples, summarise
 from falconlib.evaluation.stats import holm
+from falconlib.evaluation.submissions import card_text
 from falconlib.files import read_json
 from falconlib.reporting import figures, start
 from falconlib.reporting.pairs import pass_differences
@@ -130,7 +131,7 @@ if source == "arms of the grid":
 else:
     found = {arm: folders for arm, folders in found.items() if arm.startswith("falcon")}
 for folder in (folder for folders in found.values() for folder in folders):
-    for name in ("samples.jsonl.gz", "metrics.jsonl", "run.json"):
+    for name in ("samples.jsonl.gz", "card.json", "metrics.jsonl", "run.json"):
         if (folder / name).is_file():
             stage.find(f"{'ablations/' if source == 'committed logs' else ''}train/{folder.name}/{name}")  # notes what was read
 print(f"source: {source}; arms: {', '.join(found)}")
@@ -152,8 +153,9 @@ display(Markdown(f"{says[source]}\n\nTo train them: `{again}` (a minute or two p
 # %% [markdown]
 # ## The table
 #
-# Zero-shot pass rates on held-out problems. `difference` = ablation - FALCON, paired by problem: **below zero means that the
-# part helps**, since without it fewer problems are solved. `p_holm` is adjusted for all rows.
+# Its evaluation card first, of the first arm; the others differ in their adapter. Then zero-shot pass rates on held-out
+# problems. `difference` = ablation - FALCON, paired by problem: **below zero means that the part helps**, since without it
+# fewer problems are solved. `p_holm` is adjusted for all rows.
 
 # %%
 samples = {arm: [load_samples(folder / "samples.jsonl.gz") for folder in folders] for arm, folders in found.items()}
@@ -166,6 +168,7 @@ ablations = rates.drop(columns=["interval", "completions"]).merge(differences, h
 ablations.insert(1, "what", [SETTINGS[arm][0] for arm in ablations["arm"]])
 ablations = ablations.assign(against=full, source=source)
 stage.save_table(ablations, "tables/ablations")
+print(card_text(read_json(next(iter(found.values()))[0] / "card.json")["zero-shot"]))
 hidden = ["what", "seeds", "timeouts", "unknown", "p", "dropped", "against", "source"]
 display(ablations.drop(columns=hidden).style.hide(axis="index").format(precision=3, na_rep=""))
 

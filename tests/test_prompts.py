@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+from pathlib import Path
 
 import pytest
 
@@ -124,6 +126,16 @@ TABLE = {
 def test_extract_program(name):
     completion, prefix, program = TABLE[name]
     assert extract_program(completion, prefix) == program
+
+
+REAL = [json.loads(line) for line in Path(__file__).with_name("extraction_cases.jsonl").read_text("utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("case", REAL, ids=lambda case: case["name"])
+def test_extract_program_from_what_the_model_said(case):
+    """Completions of SmolLM2-135M-Instruct, in a free chat or behind the prefilled fence; tabs and Windows line ends put in."""
+    (task,) = [t for t in (*load_tasks("basics"), *load_tasks("humaneval")) if t.task_id == case["task_id"]]
+    assert extract_program(case["completion"], program_prefix(task)) == case["program"]
 
 
 def test_extraction_undoes_target_text():

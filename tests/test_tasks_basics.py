@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import builtins
 import copy
 import hashlib
 import json
@@ -17,14 +16,16 @@ from pathlib import Path
 import pytest
 
 from falconlib.config import SandboxConfig
+from falconlib.files import read_json
 from falconlib.judge import StaticJudge
+from falconlib.memory.embed import HashedTfidf
 from falconlib.records import Program
 from falconlib.sandbox import Sandbox, program_for
-from falconlib.tasks import load_tasks
+from falconlib.tasks import basics, fingerprint, load_tasks
 from falconlib.tasks.files import DATA
+from falconlib.tasks.leakage import decontaminate, leaks
 
 HELD_OUT = {"clock", "money"}
-NGRAM = 8  # words; a shared run of this length counts as the same wording
 
 tasks = load_tasks("basics")
 
@@ -194,68 +195,52 @@ def test_hidden_asserts_kill_mutants():
     assert constants == []
 
 
-# --- decontamination ---------------------------------------------------------------------------------------------------
+# --- decontamination and difficulty -------------------------------------------------------------------------------------
+
+needs_mbpp = pytest.mark.skipif(not os.environ.get("FALCON_DATA"), reason="FALCON_DATA is not set: no MBPP here")
 
 
-def ngrams(text: str) -> set[tuple[str, ...]]:
-    words = re.findall(r"[a-z0-9]+", text.lower())
-    return {tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)}
+def clean(others, encode):
+    """Of all splits, nothing is dropped; programs of a single statement count too."""
+    kept, dropped = decontaminate(tasks, others, encode)
+    return len(kept) == len(tasks) and dropped == [] and leaks(tasks, others, encode, lines=1) == []
 
 
-class Anonymous(ast.NodeTransformer):
-    """Renames functions, arguments and variables in order of appearance; drops annotations and docstrings."""
-
-    def __init__(self):
-        self.names: dict[str, str] = {}
-
-    def visit_FunctionDef(self, node):
-        node.name, node.returns = "f", None
-        if ast.get_docstring(node) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-        return self.generic_visit(node)
-
-    def visit_arg(self, node):
-        node.arg, node.annotation = self.names.setdefault(node.arg, f"v{len(self.names)}"), None
-        return node
-
-    def visit_Name(self, node):
-        if not hasattr(builtins, node.id):
-            node.id = self.names.setdefault(node.id, f"v{len(self.names)}")
-        return node
+def test_nothing_leaks_from_humaneval():
+    assert clean(load_tasks("humaneval"), HashedTfidf().encode)
 
 
-def anonymous(code: str) -> set[str]:
-    """The functions of a program, independent of names."""
-    return {ast.dump(Anonymous().visit(n)) for n in ast.parse(code).body if isinstance(n, ast.FunctionDef)}
-
-
-def overlap(others) -> list[tuple[str, str]]:
-    """Pairs of ours and another set's task that share NGRAM words in a row, or have the same gold up to names."""
-    words = {gram: o.task_id for o in others for gram in ngrams(o.prompt)}
-    golds = {code: o.task_id for o in others for code in anonymous(o.gold)}
-    pairs = {(t.task_id, words[g]) for t in tasks for g in ngrams(t.prompt) if g in words}
-    return sorted(pairs | {(t.task_id, golds[c]) for t in tasks for c in anonymous(t.gold) if c in golds})
-
-
-def test_overlap_finds_a_copy():
-    (other,) = [t for t in load_tasks("humaneval") if t.task_id == "HumanEval/53"]
-    assert (
-        anonymous("def add(x: int, y: int):\n    'Doc.'\n    return x + y")
-        == anonymous(other.gold)
-        == anonymous("def g(a, b):\n    return a + b")
-    )
-    assert len(ngrams("A b c d e f g, H!")) == 1
-
-
-def test_no_overlap_with_humaneval():
-    assert overlap(load_tasks("humaneval")) == []
-
-
-@pytest.mark.skipif(not os.environ.get("FALCON_DATA"), reason="FALCON_DATA is not set: no MBPP here")
-@pytest.mark.filterwarnings("ignore:invalid escape sequence")
-def test_no_overlap_with_mbpp():
+@needs_mbpp
+def test_nothing_leaks_from_mbpp():
     """Train problems of MBPP are learnt from as well: sharing one of them is no leak."""
-    assert overlap([t for t in load_tasks("mbpp") if t.split != "train"]) == []
+    assert clean([t for t in load_tasks("mbpp") if t.split != "train"], HashedTfidf().encode)
+
+
+@needs_mbpp
+@pytest.mark.slow
+def test_nothing_leaks_by_a_sentence_encoder():
+    others = [*load_tasks("humaneval"), *(t for t in load_tasks("mbpp") if t.split != "train")]
+    assert clean(others, pytest.importorskip("falconlib.memory.embed").MiniLM().encode)
+
+
+def test_measured_difficulty():
+    """The committed pass rates are of these very tasks; numbers as measured, labels derived from them."""
+    found, rates = read_json(basics.RATES), basics.pass_rates()
+    assert set(found["passed"]) == {t.task_id for t in tasks} == set(rates)
+    assert found["tasks"] == fingerprint(tasks), f"the tasks changed: {found['command']}"
+    assert all(0 <= c <= n <= found["samples"] for c, n in found["passed"].values())
+    assert all(found[name] is not None for name in ("model", "samples", "temperature", "max_new_tokens", "seed", "date"))
+    assert {basics.difficulty(rate) for rate in rates.values()} == {"easy", "medium", "hard", "unsolved"}
+
+
+def test_difficulty_labels(tmp_path, monkeypatch):
+    given = (None, 0.0, 0.125, 0.25, 0.375, 0.5, 1.0)
+    labels = [None, "unsolved", "hard", "medium", "medium", "easy", "easy"]
+    assert [basics.difficulty(rate) for rate in given] == labels
+    monkeypatch.setattr(basics, "RATES", tmp_path / "difficulty.json")
+    assert basics.pass_rates() == {}
+    (tmp_path / "difficulty.json").write_text('{"passed": {"a": [1, 4], "b": [0, 0], "c": [0, 2]}}')
+    assert basics.pass_rates() == {"a": 0.25, "c": 0.0}  # no verdict: not measured, not zero
 
 
 def test_file_is_plain_json_lines():

@@ -22,10 +22,13 @@ from falconlib.evaluation.stats import interval, pass_at_k
 from falconlib.feedback import NO_SCORES, make_feedback
 from falconlib.files import write_bytes
 from falconlib.judge import Judge
+from falconlib.prompts import STOP
 from falconlib.records import INFRA_ERROR, Scores, Task, from_dict, to_dict, to_json
 from falconlib.sandbox import Sandbox, program_for
-from falconlib.tasks import fingerprint
+from falconlib.tasks import fingerprint, version
 from falconlib.tasks.files import read_rows
+
+REFUSED = "IntegrityError"  # error_class of a failed sample whose pass the program itself could have forged
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Sample:
 
     index: number of the sample among those of its task; greedy: whether it was decoded greedily. completion: what the
     model said; code: the program in it. tokens: generated tokens (None when unknown). status: None until scored, then
-    one of STATUSES or INFRA_ERROR; pass_ratio, error_class, scores: as in Feedback.
+    one of STATUSES or INFRA_ERROR; pass_ratio, error_class, scores: as in Feedback, but for an infra_error the class says
+    why there is no verdict; a refused pass is a fail of the class REFUSED, so that nobody gains by one.
     """
 
     task_id: str
@@ -73,7 +77,9 @@ def score_samples(
     scored = []
     for sample, report, found in zip(samples, reports, scores, strict=True):
         f = make_feedback(report, sample.code, found)
-        scored.append(replace(sample, status=f.status, pass_ratio=f.pass_ratio, error_class=f.error_class, scores=f.scores))
+        kind = report.error.type if report.status == INFRA_ERROR and report.error else f.error_class
+        status = "fail" if kind == REFUSED else f.status
+        scored.append(replace(sample, status=status, pass_ratio=f.pass_ratio, error_class=kind, scores=f.scores))
     return scored
 
 
@@ -81,7 +87,8 @@ def save_samples(path: Path, samples: Sequence[Sample]) -> Path:
     """Writes samples as gzipped JSON lines, atomically; the same samples give the same bytes. Returns the path."""
     raw = io.BytesIO()
     with gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=6, mtime=0) as packed:
-        packed.write("".join(to_json(sample) + "\n" for sample in samples).encode())
+        text = "".join(to_json(sample) + "\n" for sample in samples)
+        packed.write(text.encode("utf-8", "backslashreplace"))  # half a surrogate pair becomes its JSON escape, "\\ud83d"
     return write_bytes(Path(path), raw.getvalue())
 
 
@@ -170,7 +177,12 @@ def evaluation_card(
     for task in tasks:
         sets[task.dataset].append(task)
     benchmarks = {
-        name: {"tasks": len(own), "splits": sorted({t.split for t in own}), "fingerprint": fingerprint(own)}
+        name: {
+            "tasks": len(own),
+            "splits": sorted({t.split for t in own}),
+            "version": version(name),
+            "fingerprint": fingerprint(own),
+        }
         for name, own in sets.items()
     }
     return {
@@ -179,6 +191,8 @@ def evaluation_card(
         "seeds": list(seeds),
         "benchmarks": benchmarks,
         "decoding": to_dict(config),
+        "stop": list(STOP),
+        "extraction": "the prefilled code block, up to its closing fence (falconlib.prompts.extract_program)",
         "limits": to_dict(limits),
         "sandbox_layers": dict(layers),
         "judge": None if judge is None else judge.version,

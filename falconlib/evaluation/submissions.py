@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from typing import Any
 
 from falconlib.config import EvalConfig, SandboxConfig
 from falconlib.errors import FalconError
-from falconlib.evaluation.score import Sample, evaluation_card, summarise
+from falconlib.evaluation.score import REFUSED, Sample, evaluation_card, summarise
 from falconlib.prompts import extract_program
 from falconlib.records import INFRA_ERROR, Task
 from falconlib.tasks.files import field, read_rows
@@ -37,11 +36,7 @@ def load_submissions(path: Path, tasks: Sequence[Task]) -> list[Sample]:
     path, known, seen, samples = Path(path), names(tasks), Counter[tuple[str, bool]](), []
     if not path.is_file():
         raise FalconError(f"{path} is missing", "give a JSONL file with task_id and completion in each row")
-    try:
-        rows = list(read_rows(path))
-    except (zlib.error, RecursionError) as error:  # damaged in the middle; nested a thousandfold
-        raise FalconError(f"{path} cannot be read: {error}", "JSON lines in UTF-8 (.jsonl or .jsonl.gz) are expected") from error
-    for number, row in rows:
+    for number, row in read_rows(path):
         where = f"{path.name} line {number}"
         given = row.get("task_id")
         name = str(given) if type(given) is int else field(row, "task_id", str, where)
@@ -49,8 +44,6 @@ def load_submissions(path: Path, tasks: Sequence[Task]) -> list[Sample]:
             raise FalconError(f"{where}: task {given!r} is not in this task set", "name the right one with --tasks")
         task, whole, greedy = known[name], row.get("solution") is not None, row.get("greedy") is True
         text = field(row, "solution" if whole else "completion", str, where)
-        if re.search("[\ud800-\udfff]", text):
-            raise FalconError(f"{where}: half a surrogate pair in the text, which is no character", f"mend {where}")
         code = text if whole else program(text, task.prompt if task.kind == "completion" else "")
         key = (task.task_id, greedy)
         samples.append(Sample(task.task_id, task.dataset, seen[key], text, code, greedy))
@@ -91,8 +84,9 @@ def result(
 ) -> dict[str, Any]:
     """What scored samples show, as one JSON object.
 
-    "pass@k" per k in `ks` (and "greedy") as a number, "intervals" (95 %) and "tasks" (how many) per metric, counts,
-    "notes" in words, "card". A k above the smallest number of samples per task has no number but a note.
+    "pass@k" per k in `ks` (and "greedy") as a number, "intervals" (95 %) and "tasks" (how many) per metric, counts
+    ("refused": passes that rest on the program's own word, counted as failures), "notes" in words, "card".
+    A k above the smallest number of samples per task has no number but a note.
     tasks: the whole set; those without samples are counted and named, and are no part of the numbers.
     """
     given, counts = {s.task_id for s in samples}, Counter(s.task_id for s in samples if not s.greedy)
@@ -101,7 +95,8 @@ def result(
     rows, statuses = summarise([samples], possible), Counter(s.status for s in samples)
     attempted = [task for task in tasks if task.task_id in given]
     card = evaluation_card(attempted, EvalConfig(), limits, model="unknown", mode="submitted samples", seeds=(), layers=layers)
-    card |= {"decoding": "unknown", "seeds": "unknown", "samples_per_task": span, "k": possible, "extraction": EXTRACTION}
+    card |= dict.fromkeys(("decoding", "stop", "seeds"), "unknown: not told by the samples")
+    card |= {"samples_per_task": span, "k": possible, "extraction": EXTRACTION}
     return {
         **{f"pass@{k}": None for k in possible},  # unknown when no sample has a verdict
         **{row["metric"]: row["value"] for row in rows},
@@ -112,6 +107,7 @@ def result(
         "missing_tasks": [task.task_id for task in tasks if task.task_id not in given],
         "timeouts": statuses["timeout"],
         "unknown": statuses[INFRA_ERROR],
+        "refused": sum(s.error_class == REFUSED for s in samples),
         "statuses": dict(sorted(statuses.items())),
         "notes": notes(tasks, samples, counts, ks),
         "card": card,
@@ -151,13 +147,20 @@ def as_text(found: Mapping[str, Any]) -> str:
             continue
         low, high = found["intervals"][metric]
         lines += [f"{metric}: {found[metric]:.3f}", f"  95 % interval [{low:.3f}, {high:.3f}], {found['tasks'][metric]} tasks"]
-    lines.append(f"{found['samples']} samples, {found['timeouts']} timed out, {found['unknown']} without a verdict")
+    refused = f", {found['refused']} passes refused: they rest on the program's own word" * bool(found["refused"])
+    counts = f"{found['timeouts']} timed out, {found['unknown']} without a verdict{refused}"
+    lines.append(f"{found['samples']} samples, {counts}")
     return "\n".join([*lines, *(f"note: {note}" for note in found["notes"])])
 
 
 def card_text(card: Mapping[str, Any]) -> str:
-    """An evaluation card as lines of plain text."""
-    return "\n".join(["evaluation card", *(f"  {name.replace('_', ' '):16} {words(value)}" for name, value in card.items())])
+    """An evaluation card as lines of plain text: hashes shortened, of the sandbox's layers the names of those that held."""
+    shown = dict(card)
+    shown["sandbox_layers"] = [name for name, layer in card["sandbox_layers"].items() if layer.get("verified")]
+    for name, found in shown.pop("benchmarks").items():
+        facts = f"{found['tasks']} tasks ({words(found['splits'])}), {found.get('version') or 'no version'}"
+        shown[f"data {name}"] = f"{facts}, SHA-256 {found['fingerprint'][:16]}"
+    return "\n".join(["evaluation card", *(f"  {name.replace('_', ' '):16} {words(value)}" for name, value in shown.items())])
 
 
 def words(value: Any) -> str:

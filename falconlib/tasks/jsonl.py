@@ -1,4 +1,4 @@
-"""Any JSON-lines file with `task_id`, `prompt` and `tests` as a task set.
+"""Any table (JSON lines or Parquet) with `task_id`, `prompt` and `tests` as a task set; rows of EvalPlus's schema too.
 
 Optional fields: entry_point, gold, visible, setup, family, split, kind, mode, as in `records.Task`; others are an error.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from falconlib.errors import FalconError, did_you_mean
 from falconlib.records import Task
+from falconlib.tasks import evalplus
 from falconlib.tasks.files import field, read_rows
 
 CHOICES = {"split": ("train", "validation", "test", "prompt"), "kind": ("text", "completion"), "mode": ("assert", "stdio")}
@@ -24,7 +25,7 @@ def load(path: Path, dataset: str) -> list[Task]:
     lines: dict[str, int] = {}
     for number, row in read_rows(path):
         where = f"{path.name} line {number}"
-        task = from_row(row, dataset, where)
+        task = (evalplus.from_row if "base_input" in row else from_row)(row, dataset, where)
         if task.task_id in lines:
             raise FalconError(
                 f"{where}: task_id {task.task_id!r} is that of line {lines[task.task_id]}", "give each task its own id"

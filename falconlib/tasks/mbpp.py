@@ -10,7 +10,7 @@ import builtins
 import re
 
 from falconlib.records import Task
-from falconlib.tasks.files import field, find, read_rows
+from falconlib.tasks.files import SUFFIXES, field, find, read_rows
 
 REMEDY = (
     "put the 974 problems as JSON lines into data/mbpp/mbpp.jsonl (or $FALCON_DATA/mbpp/mbpp.jsonl), "
@@ -20,7 +20,7 @@ REMEDY = (
 
 def load() -> list[Task]:
     """All tasks in the order of their ids. Raises FalconError when the file is missing."""
-    path = find("mbpp/mbpp.jsonl", REMEDY)
+    path = find("mbpp/mbpp", REMEDY, SUFFIXES)
     return [from_row(row, f"{path.name} line {number}") for number, row in read_rows(path)]
 
 
