@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from falconlib.errors import FalconError, did_you_mean
+from falconlib.typed import build, flat
 
 # the arms of the comparison (METHOD section 7); training.arms says what each of them sets
 ARMS = ("base", "sft", "rltf", "grpo", "falcon")
@@ -93,7 +92,7 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class LongTermConfig:
-    """Long-term memory. enabled: the switch. embedder: "minilm" or "hashed". neighbours: n_nb, tasks recalled.
+    """Long-term memory. enabled: the switch. embedder: "minilm", "hashed" or "policy". neighbours: n_nb, tasks recalled.
     prompt_share: share of support rollouts that see recalled text. prompt_tokens: upper bound of that text.
     utility_rate: step of the utility average.
     """
@@ -134,7 +133,9 @@ class TrainConfig:
     """Outer loop (global level). arm: of the comparison. seed: run seed. steps: T. tasks: N per step. group: G
     rollouts per task. advantage: "loo" (leave one out) or "group" (GRPO's). lr, clip_norm, warmup: AdamW. clip_low,
     clip_high: ratio clip. b_sl: cross-entropy on gold and own verified programs. b_neg: bounded unlikelihood of stored
-    errors. micro_tokens: tokens per forward of the update. checkpoint_every: steps. keep: checkpoints kept.
+    errors. micro_tokens: tokens per forward of the update. shared_prefix: compute each prompt once per group there.
+    gradient_checkpointing: recompute layers to save memory; not together with shared_prefix. checkpoint_every: steps.
+    keep: checkpoints kept. mirror: "tensorboard" or "trackio" also gets each step's metrics ("": nobody).
     """
 
     arm: str = "falcon"  # [paper] FALCON / MRLF
@@ -150,9 +151,12 @@ class TrainConfig:
     clip_high: float = 0.28  # [ours] DAPO's clip-higher
     b_sl: float = 0.2  # [RLTF] a supervised term keeps the language; [ours] its weight
     b_neg: float = 0.05  # [paper] a negative loss there is; [ours] its bounded form and weight
-    micro_tokens: int = 4096  # [ours] fits 2 GB of activations at 135M
+    micro_tokens: int = 4096  # [ours] fits 6 GB of activations at 135M
+    shared_prefix: bool = True  # [ours] halves the tokens of an update
+    gradient_checkpointing: bool = False  # [ours] costs a third more time: for models that do not fit otherwise
     checkpoint_every: int = 1  # [ours] a step costs far more than a checkpoint
     keep: int = 2  # [ours] the one before is offered when the last is corrupt
+    mirror: str = ""  # [ours] metrics.jsonl is the record
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,18 @@ class EvalConfig:
     max_new_tokens: int = 256  # [ours] longest gold of the benchmarks fits
     ltm_arms: tuple[str, ...] = ("falcon",)  # [ours]
     bootstrap: int = 10000  # [ours] two digits of a percentile
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """AI feedback. backend: "static", "local" (transformers) or "openai" (a server, see judge/server.py). model: its name.
+    cache: file of its answers ("": off). replay: answer from that file only. timeout_s: per request to a server."""
+
+    backend: str = "static"  # [ours] offline and deterministic; the paper asks a large model
+    model: str = ""  # [ours] local: the embedded one; openai: $FALCON_JUDGE_MODEL
+    cache: str = ""  # [ours] off: the static judge is quicker than any file
+    replay: bool = False  # [ours] True repeats a published run without its judge
+    timeout_s: float = 60.0  # [ours] a busy server may take that long for one answer
 
 
 @dataclass(frozen=True)
@@ -217,6 +233,7 @@ class Profile:
     sft: SFTConfig = field(default_factory=SFTConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     arms: tuple[str, ...] = ("base", "sft", "grpo", "rltf", "falcon")  # [ours] quick
     seeds: tuple[int, ...] = (0,)  # [ours] quick demonstrates, it does not rank
     ablations: tuple[str, ...] = ("falcon", "falcon-ltm", "falcon-inner")  # [ours]
@@ -225,45 +242,6 @@ class Profile:
 def profiles_dir() -> Path:
     """Folder of the profile files: notebooks/profiles of this repository."""
     return Path(__file__).resolve().parent.parent / "notebooks" / "profiles"
-
-
-def build(kind: type, data: dict[str, Any], where: str = "") -> Any:
-    """A frozen dataclass from plain data. Raises FalconError on an unknown name or a wrong type, naming the place."""
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    values = {}
-    for name, value in data.items():
-        place = f"{where}.{name}".lstrip(".")
-        if name not in fields:
-            raise did_you_mean("parameter", place, [f"{where}.{f}".lstrip(".") for f in fields])
-        default = getattr(kind(), name)
-        if dataclasses.is_dataclass(default):
-            if not isinstance(value, dict):
-                raise FalconError(f"parameter {place} is a group of settings, not {value!r}", f"set {place}.<name>")
-            values[name] = build(type(default), {**flat(default), **value}, place)
-        else:
-            values[name] = typed(value, fields[name].type, place)
-    return kind(**values)
-
-
-def typed(value: Any, annotation: str, place: str) -> Any:
-    """`value` if it has the annotated type (an int passes as a float, a list as a tuple), else FalconError."""
-    kind = {"str": str, "int": int, "float": float, "bool": bool}.get(annotation)
-    if kind is None:
-        kind = tuple[int, ...] if annotation == "tuple[int, ...]" else tuple[str, ...]
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        hint = (
-            "YAML reads 1e-5 as text: write 1.0e-5"
-            if kind is float and isinstance(value, str)
-            else f"write {place} as {annotation}"
-        )
-        raise FalconError(f"parameter {place} = {value!r} has the wrong type: {annotation} is expected", hint) from error
-
-
-def flat(config: Any) -> dict[str, Any]:
-    """The fields of one dataclass as a dict, groups left as they are."""
-    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
 
 
 def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
@@ -307,36 +285,29 @@ def override(profile: Profile, settings: dict[str, Any]) -> Profile:
 
 
 AT_LEAST = {
-    **{
-        "train.steps": 0,
-        "train.tasks": 1,
-        "train.group": 2,
-        "train.checkpoint_every": 1,
-        "train.keep": 1,
-        "train.micro_tokens": 1,
-    },
+    **{"train.steps": 0, "train.tasks": 1, "train.group": 2, "train.checkpoint_every": 1, "train.keep": 1},
     **{"inner.steps": 0, "sample.max_new_tokens": 1, "lora.r": 1, "short_term.size": 1, "sft.batch": 1, "sft.max_steps": 0},
     **{"eval.samples": 0, "eval.bootstrap": 1, "eval.max_new_tokens": 1, "tasks.eval_limit": 0, "tasks.train_limit": 0},
+    **{"train.micro_tokens": 1, "judge.timeout_s": 1},
 }
 ABOVE_ZERO = ("sample.temperature", "eval.temperature", "eval.top_p", "train.lr", "sft.lr", "sandbox.cpu_s", "sandbox.memory_mb")
 CHOICES = {
+    "judge.backend": ("static", "local", "openai"),
     "train.advantage": ("loo", "group"),
+    "train.mirror": ("", "tensorboard", "trackio"),
     "model.device": ("auto", "cpu", "cuda"),
     "model.dtype": ("float32", "bfloat16"),
     "sandbox.min_integrity": ("value", "in_process"),
     "sandbox.require": ("strong", "good"),
-    "long_term.embedder": ("minilm", "hashed"),
+    "long_term.embedder": ("minilm", "hashed", "policy"),
 }
 
 
 def validate(profile: Profile) -> Profile:
     """Checks what types cannot say. Raises FalconError with the parameter, its value, and what was expected."""
     p, values = profile, {}
-    for group in dataclasses.fields(Profile):
-        part = getattr(p, group.name)
-        values |= (
-            {f"{group.name}.{n}": v for n, v in flat(part).items()} if dataclasses.is_dataclass(part) else {group.name: part}
-        )
+    for group, part in flat(p).items():
+        values |= {f"{group}.{n}": v for n, v in flat(part).items()} if dataclasses.is_dataclass(part) else {group: part}
     for arm in (p.train.arm, *p.arms, *p.ablations, *p.eval.ltm_arms):
         if arm not in ARMS:
             raise did_you_mean("arm", arm, ARMS)
@@ -347,6 +318,11 @@ def validate(profile: Profile) -> Profile:
         *((name, values[name] > 0, "above 0") for name in ABOVE_ZERO),
         *((name, values[name] in known, " or ".join(known)) for name, known in CHOICES.items()),
         ("inner.support", halves, f"2 to train.group - 2 = {p.train.group - 2}: each half needs a comparison"),
+        (
+            "train.gradient_checkpointing",
+            not (p.train.gradient_checkpointing and p.train.shared_prefix),
+            "not with shared_prefix",
+        ),
         ("eval.top_p", p.eval.top_p <= 1, "at most 1"),
         ("long_term.prompt_share", 0 <= p.long_term.prompt_share <= 1, "in [0, 1]"),
         ("short_term.total", p.short_term.total >= p.short_term.size, "at least short_term.size"),

@@ -32,6 +32,7 @@ def make_feedback(report: Report, code: str, scores: Scores = NO_SCORES) -> Feed
         lines=lines,
         message=report.error.message if report.error else shown or "",
         scores=scores if report.loaded else Scores(),
+        visible_ratio=visible_ratio(report),
     )
 
 
@@ -51,6 +52,12 @@ def pass_ratio(report: Report) -> float | None:
         return 0.0 if not report.loaded else None
     total = hidden or expected
     return (passed if report.status == "pass" else min(passed, total - 1)) / total
+
+
+def visible_ratio(report: Report) -> float | None:
+    """Share of passed tests among those that ran and that the prompt showed; None when there are none or no verdict."""
+    shown = [t.status == "pass" for t in report.tests if t.visible]
+    return sum(shown) / len(shown) if shown and report.status != INFRA_ERROR else None
 
 
 def error_class(report: Report) -> str:

@@ -144,9 +144,10 @@ class Feedback:
     """What a program's run and its judge said, ready for the reward equations.
 
     status: one of STATUSES, or INFRA_ERROR. pass_ratio: share of passed tests among those that the prompt did not show
-    (among all when it showed all), None when unknown. tests: number of assertions. error_class: exception class or
-    status, "" for a pass. scope: which tokens the error concerns: "global", "line" or "ignore" (METHOD section 3).
-    lines: first and last 1-based line of the program that the error concerns, None unless scope is "line".
+    (among all when it showed all), None when unknown. visible_ratio: of those that it showed, None when it showed none; no
+    reward uses it. tests: number of assertions. error_class: exception class or status, "" for a pass. scope: which tokens
+    the error concerns: "global", "line" or "ignore" (METHOD section 3). lines: first and last 1-based line of the program
+    that the error concerns, None unless scope is "line".
     """
 
     status: str
@@ -157,6 +158,7 @@ class Feedback:
     lines: tuple[int, int] | None = None
     message: str = ""
     scores: Scores = Scores()
+    visible_ratio: float | None = None
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,19 @@ def compose(feedback: Feedback, frequent_errors: Collection[str] | None, config:
     return Reward(unit, style, complexity, instruction, long_term, None if unit is None else unit + scale * extra)
 
 
+def components(config: RewardConfig) -> list[dict[str, object]]:
+    """The parts of the reward, one row each: component, low and high (its range), gate (when it is known at all), weight,
+    switch (the setting that turns it off). The line term is the last row: it acts on tokens, not on R_i."""
+    judged = "the program loads and the judge answers"
+    rows: list[tuple[str, float, float, str, float, str]] = [("unit", -1.0, 1.0, "the sandbox has a verdict", 1.0, "none")]
+    for name in ("style", "complexity", "instruction"):
+        rows.append((name, -1.0, 1.0, judged, getattr(config, f"w_{name}"), f"reward.w_{name} = 0"))
+    remembers = "long-term memory is on and the sandbox has a verdict"
+    rows.append(("long_term", -1.0, 0.0, remembers, config.w_long_term, "reward.w_long_term = 0"))
+    rows.append(("line", -1.0, 0.0, "tokens of the error's line, or all if it is global", config.rho_f, "reward.rho_f = 0"))
+    return [dict(zip(("component", "low", "high", "gate", "weight", "switch"), row, strict=True)) for row in rows]
+
+
 def leave_one_out(totals: Sequence[float | None]) -> list[float | None]:
     """a_i = R_i - mean of the other known members of the half-group; all None with fewer than two known.
 

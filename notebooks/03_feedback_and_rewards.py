@@ -70,7 +70,7 @@ from IPython.display import Image, Markdown, display
 
 from falconlib import rewards
 from falconlib.feedback import error_token_mask, make_feedback
-from falconlib.judge import StaticJudge
+from falconlib.judge import StaticJudge, static
 from falconlib.records import Feedback, Scores
 from falconlib.reporting import figures, start
 from falconlib.reporting.tables import markdown
@@ -120,8 +120,8 @@ print(task.prompt, *task.tests, sep="\n")
 # ## Report and judge
 #
 # The sandbox says what happened. The judge reads the program, it never runs it: *style* counts ruff's messages per statement,
-# *complexity* is the cognitive complexity of the hardest function, *instruction* counts what the program does not do as asked.
-# Grades are -1, 0, 1, 2, the scale of the paper.
+# *complexity* is the cognitive complexity of the hardest function (lizard's count of paths stands beside it, for comparison),
+# *instruction* counts what the program does not do as asked. Grades are -1, 0, 1, 2, the scale of the paper.
 
 # %%
 judge = StaticJudge()
@@ -134,6 +134,7 @@ for name, found in zip(programs, findings, strict=True):
     row = {"program": name, "parses": "no" if found is None else "yes"}
     if found is not None:
         row |= {"ruff": ", ".join(found.messages or ()), "statements": found.lines, "complexity": found.complexity}
+        row |= {"paths (lizard)": static.cyclomatic_complexity(programs[name])}
         row |= {"not as asked": "; ".join(text for text, _ in found.faults)}
         row |= {f"{kind} grade": getattr(found.scores, kind) for kind in ("style", "complexity", "instruction")}
     rows.append(row)
@@ -186,6 +187,14 @@ for name, f in feedback.items():
     rows.append(row | {"R": composed[name].total})  # R_unit + min(1, 4.3 / m) * weighted sum
 components = pd.DataFrame(rows)
 display(Markdown(markdown(components, 3)))
+
+# %% [markdown]
+# What each component can do, when it counts, and how it is switched off; "at most" is weight times range:
+
+# %%
+table = pd.DataFrame(rewards.components(config))
+table["at most"] = table["weight"] * (table["high"] - table["low"])
+display(Markdown(markdown(table, 2)))
 
 # %% [markdown]
 # The line that adds them up, from the library:

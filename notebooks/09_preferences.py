@@ -20,13 +20,15 @@
 # **Question.** Are the programs *better written* after training than before, and does AI feedback in the reward have to do
 # with it?
 #
-# **Reads** `train/<arm>-s<seed>/samples.jsonl.gz`: held-out programs with the judge's scores (from 06).
-# **Writes** `tables/preferences.csv`, `figures/preferences`.
+# **Reads** `train/<arm>-s<seed>/samples.jsonl.gz`: held-out programs with the judge's scores (from 06), and the judged answers
+# of `falconlib eval --preferences`.
+# **Writes** `tables/preferences.csv`, `tables/dimensions.csv`, `tables/agreement.csv`, `figures/preferences`.
 #
 # **Run time**: about 10 seconds on CPU with any profile; no GPU, no model. It reads files only.
 #
 # The paper reports preference scores on CODAL-Bench, where a large model grades programs written to an instruction. We use
-# its three aspects and its scale on our own held-out problems, with a judge that needs no key and no network.
+# its scale twice: for three aspects on the held-out problems, and for all five dimensions on prompts of our own, with a judge
+# that needs no key and no network, and with a model beside it.
 
 # %%
 # On your own machine this cell does nothing. On Colab it fetches the repository and what is missing, never torch or numpy.
@@ -65,12 +67,14 @@ import html
 import pandas as pd
 from IPython.display import HTML, Image, Markdown, display
 
+from falconlib.evaluation.preferences import agreement, differences, own_wishes, static_grades
 from falconlib.evaluation.score import load_samples
 from falconlib.judge import StaticJudge
 from falconlib.records import Task
 from falconlib.reporting import figures, start
 from falconlib.reporting.pairs import ASPECTS, score_differences
 from falconlib.reporting.tables import training_runs
+from falconlib.tasks.files import DATA, read_rows
 
 # %% tags=["parameters"]
 profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small, paper
@@ -192,6 +196,46 @@ for _, both, known in sorted(changes, key=lambda change: -change[0])[:3]:
 print(f"{len(changes)} problems have a judged first program of both {before} and {after}")
 
 # %% [markdown]
+# ## Five dimensions, two judges
+#
+# `data/preferences` holds prompts whose wishes a program can check, such as "no loop" or "a docstring that names the units".
+# One command answers them without and with an adapter and lets two judges grade all five dimensions:
+#
+# `falconlib eval --preferences --adapter <folder> --set judge.backend=local --out results/runs/<profile>/preferences`
+#
+# It takes a model and minutes, so here its log is read: yours when there is one, else the committed one (the quick profile's
+# FALCON adapter; the model judge is the embedded model itself). The static grades are computed again and must agree.
+
+# %%
+mine = stage.root / "preferences" / "answers.jsonl"
+answers = [row for _, row in read_rows(mine if mine.is_file() else DATA / "preferences" / "answers.jsonl")]
+print("answers:", "of this run" if mine.is_file() else "committed, not made here")
+wishes = {wish.task.task_id: wish for wish in own_wishes()}
+if all(row["task_id"] in wishes for row in answers):  # not those of CODAL-Bench
+    asked = [wishes[row["task_id"]] for row in answers]
+    for place, side in enumerate(("before", "after")):
+        again = static_grades([(wish, row[side]) for wish, row in zip(asked, answers, strict=True)])
+        assert again == [row["grades"]["static"][place] for row in answers], side
+judges = sorted(answers[0]["grades"], key=lambda judge: judge != "static")
+five = pd.concat([differences(answers, judge, stage.profile.eval.bootstrap) for judge in judges])
+stage.save_table(five, "tables/dimensions")
+display(five.drop(columns=["p"]).style.hide(axis="index").format(precision=2, na_rep="unknown"))
+
+# %% [markdown]
+# `better` and `worse` come from pairs. The model sees each pair in both orders; a preference that changes with the order counts
+# as none and is `swayed`. `preferred` is the share of `better` among the decided pairs, with Wilson's interval.
+#
+# Do the judges agree? The share of equal grades, and Cohen's $\kappa$ with quadratic weights: 1 is agreement, 0 what chance
+# gives; unknown when a judge gives one grade to everything, for then it tells nothing apart. A model's grade is bounded by the
+# static one, so no comment in a program can talk it up by more than 1.
+
+# %%
+if judges[1:]:
+    agreed = pd.concat([agreement(answers, judges[0], judge) for judge in judges[1:]])
+    stage.save_table(agreed, "tables/agreement")
+    display(agreed.style.hide(axis="index").format(precision=2, na_rep="unknown"))
+
+# %% [markdown]
 # ## What we saw
 
 # %%
@@ -206,6 +250,9 @@ sure = preferences[preferences["p_holm"] < 0.05]
 known, dead, silent = preferences["difference"].notna().sum(), preferences["not_loaded"].max(), preferences["unjudged"].max()
 lines.append(f"{len(sure)} of {known} known changes stay significant after Holm's adjustment")
 lines.append(f"at most {dead} programs of a comparison did not load, {silent} lack a score")
+for judge, part in five.groupby("judge", sort=False):
+    pairs, swayed = part[["better", "same", "worse"]].to_numpy().sum(), part["swayed"].sum()
+    lines.append(f"judge {judge}: {part['better'].sum()} better, {part['worse'].sum()} worse, {swayed} swayed of {pairs} pairs")
 display(Markdown("\n".join(f"* {line}" for line in lines)))
 
 # %% [markdown]

@@ -45,6 +45,19 @@ def test_pass_ratio(report, ratio):
 
 
 @pytest.mark.parametrize(
+    "report, ratio",
+    [
+        (Report("fail", results("pass", "fail", "fail", visible=2), 3, loaded=True), 0.5),
+        (Report("pass", results("pass", "pass", visible=0), 2, loaded=True), None),
+        (Report("syntax_error", (), None), None),
+        (Report(INFRA_ERROR, results("pass"), 3, loaded=True), None),
+    ],
+)
+def test_visible_ratio(report, ratio):
+    assert make_feedback(report, CODE).visible_ratio == ratio
+
+
+@pytest.mark.parametrize(
     "report, scope, lines, name",
     [
         (Report("pass", loaded=True), "ignore", None, ""),

@@ -6,7 +6,6 @@ import pytest
 
 from falconlib.errors import FalconError
 from falconlib.judge import CachedJudge, JudgeCache, StaticJudge
-from falconlib.judge.cache import cache_key
 from falconlib.records import Scores, Task
 
 TASKS = [Task(f"t/{i}", "t", "train", f"Task {i}.", "f", ("assert f() == 1",)) for i in range(3)]
@@ -83,19 +82,21 @@ def test_a_missing_score_is_replayed_but_asked_again(tmp_path):
     assert len(judge.seen) == 2
 
 
-def test_key_depends_on_everything_that_can_change_an_answer():
+def test_key_depends_on_everything_that_can_change_an_answer(tmp_path):
     task, code = PAIRS[0]
     identity = {"model": "m", "revision": "r", "rubric": "x", "sampling": {"temperature": 0}}
-    questions = [
-        ("local", identity, task, code),
-        ("openai", identity, task, code),
-        *[("local", identity | {field: "other"}, task, code) for field in identity],
-        ("local", identity, TASKS[1], code),
-        ("local", identity, task, code + "\n"),
-        ("local", identity, task, "\ud800"),
-    ]
-    assert len({cache_key(*q) for q in questions}) == len(questions)
-    assert cache_key("local", dict(reversed(identity.items())), task, code) == cache_key(*questions[0])
+    judges = [Asked() for _ in range(6)]
+    for judge, more in zip(judges, [{}, *({field: "other"} for field in identity)], strict=False):
+        judge.identity = identity | more
+    judges[5].name, judges[5].identity = "openai", identity
+    with JudgeCache(tmp_path / "c") as cache:
+        for judge in judges:  # another backend, or another anything, is another question
+            for pair in (PAIRS[0], (TASKS[1], code), (task, code + "\n"), (task, "\ud800")):
+                CachedJudge(judge, cache).score_many([pair])
+            assert len(judge.seen) == 4
+        again = Asked()
+        again.identity = dict(reversed(identity.items()))
+        assert CachedJudge(again, cache).score_many(PAIRS[:1]) == [GOOD] and again.seen == []
 
 
 def test_bad_files_and_modes_are_named(tmp_path):

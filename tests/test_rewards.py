@@ -12,6 +12,7 @@ from falconlib.errors import FalconError
 from falconlib.records import INFRA_ERROR, Feedback, Reward, Scores
 from falconlib.rewards import (
     ai_reward,
+    components,
     compose,
     group_normalised,
     leave_one_out,
@@ -127,6 +128,28 @@ def test_weight_zero_changes_nothing(style, complexity, instruction, tests, rati
         one_off = replace(CONFIG, **{f"w_{name}": 0.0})
         assert compose(f, {"E"}, one_off).total == compose(absent, {"E"}, one_off).total == compose(absent, {"E"}, CONFIG).total
     assert compose(f, {"E"}, replace(CONFIG, w_long_term=0.0)).total == compose(f, None, CONFIG).total
+
+
+def test_the_table_of_components_is_true():
+    """Ranges by trying everything, switches by setting them: then only that component's effect is gone."""
+    table = {row["component"]: row for row in components(CONFIG)}
+    everything = [
+        compose(feedback(status, ratio, 3, "E", Scores(a, b, c)), known, CONFIG)
+        for status in ("pass", "fail", "timeout", "syntax_error")
+        for ratio in (0.0, 0.5, 1.0)
+        for a, b, c in itertools.product((None, -1, 0, 1, 2), repeat=3)
+        for known in (None, set(), {"E"})
+    ]
+    for name in ("unit", "style", "complexity", "instruction", "long_term"):
+        values = [value for reward in everything if (value := getattr(reward, name)) is not None]
+        assert (min(values), max(values)) == (table[name]["low"], table[name]["high"]), name
+    loved = feedback("runtime_error", 0.0, 3, "E", Scores(2, 2, 2))
+    for name in ("style", "complexity", "instruction", "long_term"):
+        setting, value = table[name]["switch"].removeprefix("reward.").split(" = ")
+        on, off = (compose(loved, {"E"}, config) for config in (CONFIG, replace(CONFIG, **{setting: float(value)})))
+        assert on.total - off.total == pytest.approx(table[name]["weight"] * getattr(on, name)) and on.total != off.total
+    on, off = (token_advantages(0.5, (1,), False, rho, 1.0)[0] for rho in (table["line"]["weight"], 0.0))
+    assert on - off == pytest.approx(table["line"]["low"] * CONFIG.rho_f)
 
 
 def test_none_propagates():

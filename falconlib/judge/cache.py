@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 MODES = ("off", "read-write", "replay-only")
 
 
-def cache_key(name: str, identity: dict[str, Any], task: Task, program: str) -> str:
-    """SHA-256 (hex) of the canonical JSON of backend name, its identity (model, revision, rubric, sampling), task and program."""
-    question = {"backend": name, "identity": identity, "task": to_dict(task), "program": program}
+def cache_key(question: Any) -> str:
+    """SHA-256 (hex) of a question's canonical JSON: backend, identity (model, revision, rubric, sampling), task and program."""
     return hashlib.sha256(json.dumps(question, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -95,24 +94,37 @@ class CachedJudge:
 
     def score_many(self, pairs: Sequence[tuple[Task, str]]) -> list[Scores]:
         """As the judge's. Raises FalconError for a question without a stored answer in replay-only mode."""
-        keys = [cache_key(self.name, self.identity, task, code) for task, code in pairs]
-        known: dict[str, Scores] = {}
-        asked: dict[str, tuple[Task, str]] = {}
-        for key, pair in zip(keys, pairs, strict=True):
-            answer = self.cache.get(key)
-            scores = None if answer is None else from_dict(Scores, answer)
-            if scores is not None and (self.cache.mode == "replay-only" or None not in to_dict(scores).values()):
-                known[key] = scores
-            elif self.cache.mode == "replay-only":
-                raise FalconError(
-                    f"no stored answer of judge {self.version!r} for a program of task {pair[0].task_id!r}",
-                    "run once with the cache in mode read-write, or with the judge version that made it",
-                )
-            else:
-                asked[key] = pair
-        self.hits, self.misses = self.hits + len(known), self.misses + len(asked)
-        if asked:
-            new = dict(zip(asked, self.judge.score_many(list(asked.values())), strict=True))
-            self.cache.put({key: to_dict(scores) for key, scores in new.items()})
-            known |= new
-        return [known[key] for key in keys]
+        frame = {"backend": self.name, "identity": self.identity}
+        asked = [(frame | {"task": to_dict(task), "program": code}, (task, code)) for task, code in pairs]
+        found = through(self.cache, asked, lambda pairs: [to_dict(s) for s in self.judge.score_many(pairs)], self)
+        return [from_dict(Scores, answer) for answer in found]
+
+
+def through(cache: JudgeCache, questions: Sequence[tuple[Any, Any]], ask: Callable[[list], list], tally: Any = None) -> list[Any]:
+    """The answers (JSON objects) to `questions`, out of the cache where it has them. A question: (content of the key, what `ask`
+    takes).
+
+    An answer that lacks a value counts as missing unless the mode is replay-only. tally: its hits and misses are counted up.
+    Raises FalconError for a question without a stored answer in replay-only mode.
+    """
+    keys = [cache_key(content) for content, _ in questions]
+    known, asked = {}, {}
+    for key, (content, what) in zip(keys, questions, strict=True):
+        answer, replay = cache.get(key), cache.mode == "replay-only"
+        if answer is not None and (replay or None not in answer.values()):
+            known[key] = answer
+        elif replay:
+            about = content.get("task", {}).get("task_id", "?")
+            raise FalconError(
+                f"no stored answer of judge {content['backend']!r} to a question about task {about!r}",
+                "run once with the cache in mode read-write, or with the judge version that made it",
+            )
+        else:
+            asked[key] = what
+    if tally is not None:
+        tally.hits, tally.misses = tally.hits + len(known), tally.misses + len(asked)
+    if asked:
+        new = dict(zip(asked, ask(list(asked.values())), strict=True))
+        cache.put(new)
+        known |= new
+    return [known[key] for key in keys]

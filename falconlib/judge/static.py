@@ -1,4 +1,4 @@
-"""The offline judge: style by ruff, complexity by complexipy, instruction following by the program's syntax tree.
+"""The offline judge: style by ruff, complexity by complexipy (lizard beside it), instruction following by the syntax tree.
 
 It reads programs and never runs them. Comments cannot move a score: suppression comments of both tools are ignored and
 nothing else reads comments. It does not know whether a program is right.
@@ -41,7 +41,8 @@ class Findings:
     """What the tools measured on one program, before the tables.
 
     messages: ruff's rule codes (None: ruff gave no answer), without those on lines that the prompt of a completion task
-    gave. lines: logical lines (statements), likewise. complexity: of the hardest function. faults: (text, weight) pairs.
+    gave. lines: logical lines (statements), likewise. complexity: cognitive, of the hardest function. faults: (text,
+    weight) pairs.
     """
 
     messages: tuple[str, ...] | None
@@ -124,6 +125,17 @@ def cognitive_complexity(code: str) -> int:
         return COMPLEXITY_TABLE[-1][0] + 1
     functions = [f.complexity for f in result.functions]
     return max([result.complexity - sum(functions), *functions])
+
+
+def cyclomatic_complexity(code: str) -> int:
+    """McCabe's number of the most branched function by lizard: 1 + its branches; 1 for a program without functions.
+
+    For comparison with the cognitive one: no score depends on it.
+    """
+    import lizard
+
+    functions = lizard.analyze_file.analyze_source_code("program.py", code).function_list
+    return max((f.cyclomatic_complexity for f in functions), default=1)
 
 
 def lint(programs: Sequence[str]) -> list[list[tuple[str, int]] | None]:
