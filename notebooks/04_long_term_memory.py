@@ -20,8 +20,9 @@
 # **Question.** Which tasks does memory recall for a new one, and does showing them help a model that was never trained to use
 # them?
 #
-# **Reads** the committed task set `basics` and the profile's model, untrained.
-# **Writes** `tables/retrieval.csv`, `04_long_term_memory/retrieval.*`.
+# **Reads** the committed task set `basics`, the profile's model, untrained, and
+# the committed table `results/reference/memory_growth.csv`.
+# **Writes** `tables/retrieval.csv`, `04_long_term_memory/retrieval.*`, `growth.*`.
 #
 # **Run time**, profile `quick`: about a minute on 2 CPU cores, mostly sampling; on one GPU: seconds, after the models are
 # loaded.
@@ -64,6 +65,7 @@ if "google.colab" in sys.modules:
         raise SystemExit(f"{', '.join(changed)} changed: choose Runtime > Restart session, then run this cell again")
 
 # %%
+import math
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -72,17 +74,20 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from IPython.display import Image, Markdown, display
 
 from falconlib.config import override
 from falconlib.errors import FalconError
 from falconlib.evaluation.evaluate import benchmark_tasks, evaluate
 from falconlib.evaluation.stats import paired_difference, wilson
-from falconlib.memory import LongTermMemory, PolicyStates, get_embedder
-from falconlib.policy.generate import left_pad
+from falconlib.memory import LongTermMemory, get_embedder
 from falconlib.policy.models import load_policy
+from falconlib.policy.states import embedder_for, policy_states
+from falconlib.prompts import target_text
 from falconlib.records import Task
 from falconlib.reporting import figures, start
+from falconlib.reporting.run import REPO
 from falconlib.reporting.tables import markdown
 from falconlib.rollout import Conductor
 from falconlib.sandbox import Sandbox
@@ -167,7 +172,7 @@ tasks = load_tasks("basics")
 texts = sorted({t.prompt for t in tasks}, key=len)
 train, held_out = [t for t in tasks if t.split == "train"], [t for t in tasks if t.split != "train"]
 known, path = (
-    {config.long_term.embedder: Known(get_embedder(config.long_term.embedder), texts)},
+    {config.long_term.embedder: Known(embedder_for(config.long_term.embedder, config.model), texts)},
     Path(folder.name) / "memory.sqlite",
 )
 long = LongTermMemory(path, known[config.long_term.embedder])
@@ -197,31 +202,16 @@ display(Markdown(markdown(pd.DataFrame(rows), 2)))
 #
 # * `hashed`: words, word pairs and parts of words, counted; no model at all.
 # * `minilm`: a small sentence encoder.
-# * `policy`: the mean hidden state of the policy itself, after the first third of its layers (the paper's way).
+# * `policy`: the mean hidden state of the policy itself, after the first third of its layers (the paper's way); of a copy
+#   without adapters, so that training does not make the stored vectors stale.
 #
 # Do neighbours belong to the same family? We ask for the held-out tasks whose family has training tasks. Guessing would be
 # right
 # once in as many times as there are families.
 
-
-# %%
-def states(texts):
-    """Mean hidden states [n, d] of the policy after a third of its layers, padding left out."""
-    body, rows = policy.model.model, []
-    depth, body.config.num_hidden_layers = body.config.num_hidden_layers, -(-body.config.num_hidden_layers // 3)
-    for start_ in range(0, len(texts), 32):
-        ids, mask = left_pad([policy.encode(text) for text in texts[start_ : start_ + 32]], policy)
-        with torch.inference_mode():
-            hidden = body(input_ids=ids, attention_mask=mask).last_hidden_state * mask.unsqueeze(-1)
-        rows.append((hidden.sum(1) / mask.sum(1, keepdim=True)).float().cpu().numpy())
-    body.config.num_hidden_layers = depth
-    return np.concatenate(rows)
-
-
 # %%
 known.setdefault("hashed", Known(get_embedder("hashed"), texts))
-if not policy.seq2seq:
-    known["policy"] = Known(PolicyStates(states, policy.model.config.hidden_size, policy.fingerprint), texts)
+known["policy"] = known.get("policy") or Known(policy_states(config.model), texts)
 print({name: f"{embedder.dim} numbers per text" for name, embedder in known.items()})
 
 
@@ -235,18 +225,62 @@ def same_family(memory, k):
 families = sorted({t.family for t in train})
 kin = {family: {t.task_id for t in train if t.family == family} for family in families}
 queries = [t for t in held_out if t.family in kin]
-rows = []
+rows, memories = [], {}
 for name, inner in known.items():
-    with LongTermMemory(Path(folder.name) / f"{name}.sqlite", inner) as memory:
-        memory.add_tasks(train)
-        hits = same_family(memory, 8)
+    memories[name] = memory = LongTermMemory(Path(folder.name) / f"{name}.sqlite", inner)
+    memory.add_tasks(train)
+    memory.add_golds(train)
+    hits = same_family(memory, 8)
     low, high = wilson(int(hits[:, 0].sum()), len(queries))
     row = {"embedder": name, "dim": inner.dim, "queries": len(queries), "first is kin": float(hits[:, 0].mean())}
     row |= {"ci_low": low, "ci_high": high, "kin among 8": float(hits.mean()), "by chance": 1 / len(families)}
     rows.append(row | {"ms per text": inner.ms})
 retrieval = pd.DataFrame(rows)
-stage.save_table(retrieval, "tables/retrieval")
 display(Markdown(markdown(retrieval, 2)))
+
+# %% [markdown]
+# Kin is not yet help. Does the recalled *program* make the right answer more likely? For every second measured task: the
+# probability per token (geometric mean) of its reference program, behind the prompt that shows what this embedder recalls,
+# minus the same behind the plain prompt. Above zero, the text helps. (It is shown only where it fits into `prompt_tokens`.)
+
+
+# %%
+def likelihood(prompt, target):
+    """Probability per token of `target` after `prompt`, as geometric mean: exp of the mean log-probability."""
+    before, after = policy.encode(prompt), policy.encode(target)
+    if policy.seq2seq:
+        inputs = {"input_ids": [before], "labels": [after]}
+    else:
+        inputs = {"input_ids": [before + after]}
+    with torch.inference_mode():
+        logits = policy.model(**{k: torch.tensor(v, device=policy.device) for k, v in inputs.items()}).logits[0].float()
+    scores = logits if policy.seq2seq else logits[len(before) - 1 : -1]
+    return math.exp(-float(F.cross_entropy(scores, torch.tensor(after, device=policy.device))))
+
+
+measured = benchmark_tasks(config, "basics")
+sandbox, asked, rng = Sandbox(config.sandbox), measured[::2], np.random.default_rng(0)
+wanted = [target_text(task.gold, task) for task in asked]
+plain = [p.text for p, _, _ in Conductor(policy, sandbox, None, config, 0).prompts(asked, with_memory=False)]
+seen = {name: Conductor(policy, sandbox, None, config, 0, m).prompts(asked, with_memory=True) for name, m in memories.items()}
+pairs = {
+    (t, g) for texts in (plain, *([p.text for p, _, _ in s] for s in seen.values())) for t, g in zip(texts, wanted, strict=True)
+}
+value = {pair: likelihood(*pair) for pair in sorted(pairs)}
+
+# %%
+rows = []
+for name, found in seen.items():
+    now = [value[p.text, g] for (p, _, _), g in zip(found, wanted, strict=True)]
+    was = [value[text, g] for text, g in zip(plain, wanted, strict=True)]
+    gain = paired_difference(np.array([now]), np.array([was]), config.eval.bootstrap, rng)
+    row = {"embedder": name, "tasks": len(asked), "program shown": sum(bool(shown) for _, _, shown in found)}
+    row |= {"raises gold": sum(a > b for a, b in zip(now, was, strict=True))}
+    rows.append(row | {"change": gain.value, "low": gain.low, "high": gain.high})
+gains = pd.DataFrame(rows)
+retrieval = retrieval.merge(gains, on="embedder")
+stage.save_table(retrieval, "tables/retrieval")
+display(Markdown(markdown(gains, 3)))
 
 # %% [markdown]
 # ## A memory that grows
@@ -287,8 +321,6 @@ display(Image(filename=str(stage.path(f"{stage.key}/retrieval.png")), metadata={
 # `prompt_tokens` tokens; shown whole or not at all). This is what the model reads for the first one:
 
 # %%
-sandbox = Sandbox(config.sandbox)
-measured = benchmark_tasks(config, "basics")
 prompts = Conductor(policy, sandbox, None, config, 0, long).prompts(measured, with_memory=True)
 recalled = {task.task_id: text for task, (_, text, _) in zip(measured, prompts, strict=True)}
 print(prompts[0][0].text)
@@ -307,17 +339,49 @@ print(f"difference {effect.value:+.3f}, 95 % interval [{effect.low:+.3f}, {effec
 # %% [markdown]
 # The mean hides two groups: tasks that are solved *because of* the recalled program, and tasks that were solved without it
 # and are not any
-# more. Both are listed, the second one first.
+# more. Both shares come with their 95 % interval; every hurt task is listed, and three of the helped ones.
 
 # %%
 hurt = paired[(paired["zero-shot"] == "pass") & (paired["+LTM"] != "pass")]
 helped = paired[(paired["zero-shot"] != "pass") & (paired["+LTM"] == "pass")]
 for title, part in (("hurt", hurt), ("helped", helped)):
-    print(f"{title}: {len(part)}")
-    for task_id, row in part.head(3).iterrows():
+    low, high = wilson(len(part), len(paired))
+    print(f"{title}: {len(part)} of {len(paired)}, {len(part) / len(paired):.0%} [{low:.0%}, {high:.0%}]")
+    for task_id, row in (part if title == "hurt" else part.head(3)).iterrows():
         description = next(t.prompt for t in measured if t.task_id == task_id)
         quoted = recalled[task_id].replace("\n", "\n> ")
         display(Markdown(f"**{task_id}** ({row['zero-shot']} → {row['+LTM']}): {description}\n\n> {quoted}"))
+
+# %% [markdown]
+# ## Does it stay fast?
+#
+# *Figure: time per query and size on disk against the number of tasks in memory.* Up to 50,000 tasks the search is exact; above,
+# it follows a graph (HNSW), and `found` is the share of the eight exact neighbours that it finds, for tasks like the stored
+# ones and (`found_unlike`) for queries like none of them. A command of its own measures this, not the notebook:
+#
+# ```
+# python benchmarks/memory.py --sizes 1000 10000 100000 1000000 --csv results/reference/memory_growth.csv
+# ```
+
+# %%
+speed = pd.read_csv(REPO / "results" / "reference" / "memory_growth.csv")
+with plt.rc_context(figures.STYLE):
+    drawn, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+lines = {"recall_ms": (left, "recall"), "bare_ms": (left, "bare FAISS search")}
+lines |= {"file_mb": (right, "SQLite file"), "index_mb": (right, "index file")}
+for name, (colour, marker) in figures.look(list(lines)).items():
+    axis, label = lines[name]
+    axis.loglog(speed["size"], speed[name], color=colour, marker=marker, label=label)
+left.set(xlabel="tasks in memory", ylabel="ms per query, batch of 32")
+right.set(xlabel="tasks in memory", ylabel="MiB on disk")
+for axis in (left, right):
+    axis.legend(frameon=False)
+stage.save_figure(drawn, f"{stage.key}/growth", speed)
+last = speed.iloc[-1]
+alt = f"Time per query and sizes against the number of tasks: {last['recall_ms']:.2g} ms at {last['size']:,.0f}."
+display(Image(filename=str(stage.path(f"{stage.key}/growth.png")), metadata={"alt": alt}, width=750))
+columns = ["size", "kind", "recall_ms", "ratio_vs_faiss", "insert_per_s", "open_s", "found", "found_unlike", "process_mb"]
+display(Markdown(markdown(speed[columns], 2)))
 
 # %% [markdown]
 # ## What we saw
@@ -327,6 +391,11 @@ best = retrieval.loc[retrieval["first is kin"].idxmax()]
 shares = ", ".join(f"{row['first is kin']:.0%} (`{row['embedder']}`)" for _, row in retrieval.iterrows())
 lines = [f"The first neighbour is kin for {shares} of the queries; by chance {1 / len(families):.0%}."]
 small = growth[growth["embedder"] == best["embedder"]]["share"].iloc[0]
+help_ = gains.loc[gains["change"].idxmax()]
+lines += [
+    f"What `{help_['embedder']}` recalls moves the probability per token of the right program most: {help_['change']:+.3f} "
+]
+lines[-1] += f"[{help_['low']:+.3f}, {help_['high']:+.3f}] over {help_['tasks']} tasks."
 lines += [f"With `{best['embedder']}` the share grows from {small:.2f} to {best['first is kin']:.2f} as the memory fills."]
 verdict = "no effect can be claimed" if effect.low <= 0 <= effect.high else "an effect beyond chance"
 span = f"{effect.value:+.2f} [{effect.low:+.2f}, {effect.high:+.2f}]"
@@ -358,7 +427,8 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 # </details>
 
 # %%
-long.close()
+for memory in (long, *memories.values()):
+    memory.close()
 sandbox.close()
 folder.cleanup()
 stage.finish()

@@ -178,6 +178,49 @@ def test_every_kind_of_index_recalls_the_same(tmp_path, monkeypatch):
     assert found["flat"] == found["hnsw"] == found["numpy"]
 
 
+class GpuFlat:
+    """What FAISS has on a GPU: an index that cannot be written to a file, and that gives at most 2,048 rows."""
+
+    def __init__(self, index):
+        self.index, self.add, self.reconstruct_batch = index, index.add, index.reconstruct_batch
+
+    def search(self, queries, k):
+        assert k <= 2048
+        return self.index.search(queries, k)
+
+
+def test_where_faiss_has_a_gpu_the_index_is_flat_lives_there_and_is_saved_from_the_cpu(tmp_path, monkeypatch):
+    faiss = pytest.importorskip("faiss")
+    tasks = [make_task(i, at(i) if i < 90 else at(80)) for i in range(2500)]  # 2,411 of them alike
+    queries = [make_task("q", at(30), "test"), make_task("q2", at(79.9), "test")]
+
+    class Gpu:  # stands in for faiss-gpu: no such card here, so the calls are checked and not the card
+        StandardGpuResources, moved = object, []
+
+        def __getattr__(self, name):
+            return getattr(faiss, name)
+
+        get_num_gpus = staticmethod(lambda: 1)
+        index_cpu_to_gpu = staticmethod(lambda resources, device, index: Gpu.moved.append(device) or GpuFlat(index))
+        index_gpu_to_cpu = staticmethod(lambda index: index.index)
+
+    with LongTermMemory(tmp_path / "m", Planar(), flat_limit=100) as memory:
+        memory.add_tasks(tasks)
+        assert memory._search.sync().kind == "hnsw"
+    with monkeypatch.context() as patch:
+        patch.setattr(_faiss, "load_faiss", Gpu)
+        with LongTermMemory(tmp_path / "m", Planar(), flat_limit=100) as memory:
+            near, crowded = memory.recall(queries, 3)
+            assert set(names(near)[:2]) == {"toy/29", "toy/31"} and names(crowded) == ["toy/80", "toy/90", "toy/91"]
+            assert memory._search.index.kind == "flat" and set(Gpu.moved) == {0}  # the saved graph is rebuilt as flat
+            memory.add_tasks([make_task("late", at(31))])
+            assert "toy/late" in names(memory.recall(queries[:1], 3)[0])
+        with LongTermMemory(tmp_path / "m", read_only=True, embedder=Planar(), flat_limit=100) as memory:
+            assert memory._search.sync().kind == "flat" and memory._search._saved == 2501  # loaded, not rebuilt
+    with LongTermMemory(tmp_path / "m", Planar(), flat_limit=100) as memory:  # without the card again
+        assert memory._search.sync().kind == "hnsw" and len(memory._search.index) == 2501
+
+
 def test_programs_are_kept_once_and_bounded(memory):
     task = TASKS[0]
     memory.add_golds([task])
@@ -309,6 +352,9 @@ def test_evaluation_leaves_the_memory_untouched(tmp_path, memory):
 
 
 def test_export_and_import_keep_everything(tmp_path, memory):
+    import pandas
+    from pyarrow import parquet
+
     from falconlib.memory import export, import_export
 
     memory.add_golds(TASKS[:5])
@@ -320,8 +366,13 @@ def test_export_and_import_keep_everything(tmp_path, memory):
         assert copy.content_hash() == memory.content_hash() and copy.recall(TASKS, 3) == memory.recall(TASKS, 3)
     with pytest.raises(FalconError, match="exists"):
         import_export(tmp_path / "m.parquet", tmp_path / "copy")
-    with pytest.raises(FalconError, match="no exported memory"):
-        import_export(memory.path, tmp_path / "other")
+    pandas.DataFrame({"a": [1]}).to_parquet(tmp_path / "foreign.parquet")
+    table = parquet.read_table(tmp_path / "m.parquet")
+    parquet.write_table(table.drop_columns(["episode_code"]), tmp_path / "cut.parquet")
+    for source in (memory.path, tmp_path / "foreign.parquet", tmp_path / "cut.parquet", tmp_path / "none.parquet"):
+        with pytest.raises(FalconError, match="no exported memory"):
+            import_export(source, tmp_path / "other")
+    assert not list(tmp_path.glob("other*"))
 
 
 # -- embedders ---------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import pytest
 from test_memory import TASKS, episode, make_task
 
 from falconlib.errors import FalconError
-from falconlib.memory import LongTermMemory, verify
+from falconlib.memory import LongTermMemory, export, import_export, verify
 from falconlib.memory._faiss import load_faiss
 from falconlib.memory.embed import HashedTfidf
 
@@ -245,6 +245,48 @@ def test_a_write_that_the_system_refuses_loses_nothing(path):
                 return "disk space" in error.remedy
 
     assert forked(write_too_much) == 0
+    assert contents(path) == before and verify(path) == []
+
+
+def full_disk(action):
+    """Whether `action` ends in a FalconError that names the disk, in a child that may write files of 20,000 bytes at most."""
+
+    def limited():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        try:
+            action()
+        except FalconError as error:
+            return "disk" in error.remedy and "m.sqlite" in error.message
+
+    return forked(limited) == 0
+
+
+def test_copies_for_which_there_is_no_room_leave_the_old_ones(path, tmp_path):
+    with LongTermMemory(path, read_only=True) as memory:
+        export(memory, tmp_path / "m.sqlite.parquet")
+        memory.snapshot(tmp_path / "snap")
+        whole = {name: (tmp_path / name).read_bytes() for name in ("snap", "m.sqlite.parquet")}
+        names = sorted(os.listdir(tmp_path))
+        assert full_disk(lambda: memory.snapshot(tmp_path / "snap"))
+        assert full_disk(lambda: export(memory, tmp_path / "m.sqlite.parquet"))
+        assert full_disk(lambda: import_export(tmp_path / "m.sqlite.parquet", tmp_path / "copy.m.sqlite"))
+    assert {name: (tmp_path / name).read_bytes() for name in whole} == whole and sorted(os.listdir(tmp_path)) == names
+    import_export(tmp_path / "m.sqlite.parquet", tmp_path / "copy.m.sqlite")  # the failed attempt is not in the way
+    assert contents(tmp_path / "copy.m.sqlite") == contents(path)
+
+
+def test_a_restore_for_which_there_is_no_room_changes_nothing(path, tmp_path):
+    with LongTermMemory(tmp_path / "full", HashedTfidf()) as other:
+        other.add_tasks([make_task(f"n{i}", f"New task {i}") for i in range(50)])
+        other.snapshot(tmp_path / "snap")
+    before = contents(path)
+
+    def restore():
+        with LongTermMemory(path, HashedTfidf()) as memory:
+            memory.restore(tmp_path / "snap")
+
+    assert full_disk(restore)
     assert contents(path) == before and verify(path) == []
 
 

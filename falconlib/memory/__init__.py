@@ -2,7 +2,8 @@
 
 Long-term (`LongTermMemory`): digests of the training tasks' episodes in SQLite, recalled by similarity and learnt utility.
 Short-term (`ShortTermMemory`): ring buffers of the latest episodes per task. Embedders: `get_embedder`, `PolicyStates`.
-Upkeep of files: `verify`, `export`, `import_export`. Switching a memory off means not making one: nothing else reaches for it.
+Upkeep of files: `verify`, `export`, `import_export`.
+Switching a memory off means not making one: nothing else reaches for it.
 """
 
 from falconlib.memory.embed import HashedTfidf, MiniLM, PolicyStates, get_embedder

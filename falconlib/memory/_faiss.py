@@ -21,7 +21,10 @@ import numpy as np
 from falconlib.errors import FalconError
 
 BUILDS = ("faiss", "faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs")
-HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 64, 128  # [ours] graph degree; candidates while building; while searching
+# [ours] graph degree; candidates while building; while searching. Among 100,000 tasks 512 candidates find 0.88 of the eight exact
+# neighbours of a query unlike all of them, 128 find 0.55; queries like stored ones find all with either. Generating takes
+# seconds, so the milliseconds are well spent: the closer to exact, the less does a graph built by racing threads show.
+HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 64, 512
 
 
 def load_faiss():
@@ -82,9 +85,11 @@ class VectorIndex:
             index = NumpyFlat(self.dim)
         elif index is None and kind == "hnsw":
             index = self._faiss.IndexHNSWFlat(self.dim, HNSW_LINKS, self._faiss.METRIC_INNER_PRODUCT)
-            index.hnsw.efConstruction, index.hnsw.efSearch = HNSW_BUILD, HNSW_SEARCH
+            index.hnsw.efConstruction = HNSW_BUILD
         elif index is None:
             index = self._faiss.IndexFlatIP(self.dim)
+        if kind == "hnsw":
+            index.hnsw.efSearch = HNSW_SEARCH
         if self.gpu:
             self._resources = self._faiss.StandardGpuResources()
             index = self._faiss.index_cpu_to_gpu(self._resources, 0, index)
@@ -112,7 +117,8 @@ class VectorIndex:
             return np.full((len(queries), k), -np.inf), np.full((len(queries), k), -1)
         _, found = self._index.search(np.ascontiguousarray(queries, np.float32), min(k, len(self)))
         rows = self._index.reconstruct_batch(np.maximum(found, 0).ravel()).reshape(*found.shape, self.dim)
-        exact = np.where(found < 0, -np.inf, (rows.astype(np.float64) * queries[:, None, :]).sum(-1))
+        exact = np.vecdot(rows.astype(np.float64), queries[:, None, :].astype(np.float64))
+        exact = np.where(found < 0, -np.inf, exact)
         ids = np.where(found < 0, -1, self.ids[found])
         order = np.lexsort((ids, -exact), axis=1)
         return np.take_along_axis(exact, order, 1), np.take_along_axis(ids, order, 1)

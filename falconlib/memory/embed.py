@@ -149,7 +149,10 @@ class PolicyStates:
 
 
 def get_embedder(name: str) -> Embedder:
-    """The embedder "minilm" or "hashed". Raises FalconError on another name, or when its files are missing."""
+    """The embedder "minilm" or "hashed". Raises FalconError on another name, or when its files are missing; also on "policy",
+    which needs a model (`falconlib.policy.states.embedder_for`)."""
+    if name == "policy":
+        raise FalconError("embedder 'policy' is the hidden states of a model, and none is given here", "falconlib solve or eval")
     if name not in ("minilm", "hashed"):
         raise did_you_mean("embedder", name, ("minilm", "hashed"))
     return MiniLM() if name == "minilm" else HashedTfidf()

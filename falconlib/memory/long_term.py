@@ -27,7 +27,8 @@ KEPT = 4  # [ours] verified programs, and recent failures, kept per task
 class LongTermMemory:
     """The memory in the file `path` (made when missing, unless read_only); its index lies beside it as `path`.faiss.
 
-    embedder: None takes the one that the file names. run_id, clock: provenance of new episodes; they affect nothing.
+    embedder: None takes the one that the file names (`embedder_name`; `policy.states` has it when that is "policy").
+    run_id, clock: provenance of new episodes; they affect nothing.
     flat_limit: tasks up to which search is exact; max_tasks: bound, beyond which the least useful, then the oldest tasks go.
     Raises FalconError when the file is foreign, damaged, or written with another embedder.
     """
@@ -52,7 +53,7 @@ class LongTermMemory:
                 f"memory {path} was written with embedder {self._store.meta['embedder']!r}, not with {embedder.fingerprint!r}",
                 "use the same embedder, or start a new memory",
             )
-        self.dim = int(self._store.meta["dim"])
+        self.dim, self.embedder_name = int(self._store.meta["dim"]), self._store.meta["name"]
         self._search = Searcher(self._store, self.dim, flat_limit)
 
     def __enter__(self) -> LongTermMemory:
@@ -231,7 +232,7 @@ class LongTermMemory:
         """float32 [n, d] of the memory's embedder. Raises FalconError when it gives anything but unit vectors of length d."""
         if not texts:
             return np.empty((0, self.dim), np.float32)
-        self._embedder = self._embedder or get_embedder(self._store.meta["name"])
+        self._embedder = self._embedder or get_embedder(self.embedder_name)
         vectors = np.asarray(self._embedder.encode(list(texts)), np.float32)
         given, expected = (self._embedder.fingerprint, vectors.shape), (self._store.meta["embedder"], (len(texts), self.dim))
         if given != expected:

@@ -18,7 +18,7 @@ from falconlib.memory.store import BEST_FIRST, LISTED, Store
 
 TOP = 8  # [ours] candidates by cosine, before utility re-ranks them
 NEAR = 0.97  # [ours] a training task this close to an evaluation task is never recalled
-WIDEST = 4096  # most rows fetched for one query while looking for TOP admissible ones
+WIDEST = 2048  # most rows fetched for one query while looking for TOP admissible ones; a GPU index of FAISS gives no more
 SAVE_EVERY = 10_000  # new vectors after which the index file is written: a rebuild takes long
 
 
@@ -76,7 +76,7 @@ class Searcher:
                 settled = len(good) >= wanted and good[wanted - 1][1] > near[-1] + 1e-6
                 if settled or fetched >= min(len(index), WIDEST):
                     break
-                fetched *= 4
+                fetched = min(4 * fetched, WIDEST)
                 (near,), (ids,) = index.search(vectors[row : row + 1], fetched)
                 ranks |= self._ranks(ids)
             chosen.append(sorted(good[:wanted], key=lambda x: (-x[1] - x[2], x[0]))[:k])

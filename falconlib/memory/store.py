@@ -201,14 +201,17 @@ class Store:
         """An exact copy as one file, made while others may write; replaces `path` atomically."""
         temporary = Path(f"{path}.{os.getpid()}.tmp")
         try:
-            with self.guard(), closing(sqlite3.connect(temporary, isolation_level=None)) as target:
+            with closing(sqlite3.connect(temporary, isolation_level=None)) as target:
                 self.db.backup(target)
                 target.execute("PRAGMA journal_mode = DELETE")  # one file, nothing beside it
             os.replace(temporary, path)
-        except OSError as error:
-            raise FalconError(f"memory snapshot {path}: {error}", "check the folder and the disk") from error
+        except (OSError, sqlite3.Error) as error:
+            raise FalconError(
+                f"cannot copy memory {self.path} to {path}: {error}", "check the folder and the disk; nothing was changed"
+            ) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            for suffix in ("", "-journal"):
+                Path(f"{temporary}{suffix}").unlink(missing_ok=True)
 
     def copy_from(self, path: Path) -> None:
         """Replaces the contents by those of a copy. Raises FalconError, changing nothing, when it is of another embedder."""

@@ -18,6 +18,7 @@ from falconlib.memory.long_term import LongTermMemory
 from falconlib.memory.store import EPISODE_COLUMNS, TASK_COLUMNS, Store
 
 TASK, EPISODE = f"id, {TASK_COLUMNS}", f"id, task, {EPISODE_COLUMNS}, run_id, created"
+COLUMNS = [f"task_{c}" for c in TASK.split(", ")] + [f"episode_{c}" for c in EPISODE.split(", ")]  # of an exported file
 
 
 def verify(path: Path | str, *, repair: bool = False, embedder: Embedder | None = None) -> list[str]:
@@ -118,11 +119,10 @@ def export(memory: LongTermMemory, path: Path | str) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    names = [f"task_{c}" for c in TASK.split(", ")] + [f"episode_{c}" for c in EPISODE.split(", ")]
     columns = [f"t.{c}" for c in TASK.split(", ")] + [f"e.{c}" for c in EPISODE.split(", ")]
     rows = memory._store.rows(f"SELECT {', '.join(columns)} FROM task t LEFT JOIN episode e ON e.task = t.id ORDER BY t.id, e.id")
-    values = zip(*rows, strict=True) if rows else [()] * len(names)
-    table = pyarrow.table({name: list(column) for name, column in zip(names, values, strict=True)})
+    values = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)
+    table = pyarrow.table({name: list(column) for name, column in zip(COLUMNS, values, strict=True)})
     temporary = Path(f"{path}.tmp")
     try:
         parquet.write_table(
@@ -136,8 +136,8 @@ def export(memory: LongTermMemory, path: Path | str) -> None:
 
 
 def import_export(source: Path | str, path: Path | str) -> None:
-    """Makes a new memory at `path` from a file of `export`: the same contents, by content hash. Raises FalconError when `path`
-    exists or `source` is no such file."""
+    """Makes a new memory at `path` from a file of `export`: the same contents, by content hash. Raises FalconError, leaving
+    nothing behind, when `path` exists, `source` is no such file, or the disk is full."""
     from pyarrow import ArrowException, parquet
 
     if Path(path).exists():
@@ -145,14 +145,19 @@ def import_export(source: Path | str, path: Path | str) -> None:
     try:
         table = parquet.read_table(source)
         meta = json.loads(table.schema.metadata[b"falconlib"])
-    except (OSError, ArrowException, KeyError, TypeError) as error:
+        rows = list(zip(*(table[name].to_pylist() for name in COLUMNS), strict=True))
+    except (OSError, ArrowException, KeyError, TypeError, ValueError) as error:
         raise FalconError(
-            f"{source} is no exported memory: {error}", "give a file that `falconlib memory export` wrote"
+            f"{source} is no exported memory: {type(error).__name__}: {error}", "give a file that `falconlib memory export` wrote"
         ) from error
-    rows = [tuple(row.values()) for row in table.to_pylist()]
     width = len(TASK.split(", "))
     tasks = {row[0]: row[:width] for row in rows}
     episodes = sorted(row[width:] for row in rows if row[width] is not None)
-    with closing(Store(Path(path), meta)) as store, store.transaction() as db:
-        for name, columns, values in (("task", TASK, list(tasks.values())), ("episode", EPISODE, episodes)):
-            db.executemany(f"INSERT INTO {name}({columns}) VALUES ({', '.join('?' * len(columns.split(', ')))})", values)
+    try:
+        with closing(Store(Path(path), meta)) as store, store.transaction() as db:
+            for name, columns, values in (("task", TASK, list(tasks.values())), ("episode", EPISODE, episodes)):
+                db.executemany(f"INSERT INTO {name}({columns}) VALUES ({', '.join('?' * len(columns.split(', ')))})", values)
+    except FalconError:
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+        raise

@@ -1,0 +1,87 @@
+"""From memory to the model: what recall puts into a prompt, as a whole text, and what it never does."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from test_memory import TASKS, episode, make_task
+
+from falconlib.memory import LongTermMemory, ShortTermMemory
+from falconlib.memory.embed import HashedTfidf
+from falconlib.rollout import Conductor
+
+EVEN, ODD = TASKS[0], replace(TASKS[1], gold="def odd_sum(values):\n    return sum(v for v in values if v % 2)\n")
+EXPECTED = """A similar task: Return the sum of all odd numbers in a list.
+```python
+def odd_sum(values):
+    return sum(v for v in values if v % 2)
+```
+Avoid this error: TypeError: unsupported operand type(s) for +: 'int' and 'str'"""
+
+
+@pytest.fixture
+def conductor(tmp_path, profile, tiny_policy):
+    with LongTermMemory(tmp_path / "m", HashedTfidf()) as memory:
+        memory.add_tasks([EVEN, ODD, *TASKS[2:]])
+        memory.add_golds([EVEN, ODD])
+        message = "unsupported operand type(s) for +:\n  'int' and 'str'"
+        memory.add_episodes([episode(ODD, "return x", "runtime_error", "TypeError", message=message) for _ in range(2)])
+        memory.add_episodes([episode(TASKS[2], f"x = {i}", "fail", "fail") for i in range(3)])
+        yield Conductor(tiny_policy, None, None, profile, 0, memory, ShortTermMemory(4, 8))
+
+
+def bounded(conductor, tokens):
+    settings = replace(conductor.profile.long_term, prompt_tokens=tokens)
+    conductor.profile = replace(conductor.profile, long_term=settings)
+    return conductor.memory_text(conductor.recall([EVEN])[0])
+
+
+def test_the_recalled_text_as_a_whole(conductor):
+    assert bounded(conductor, 400) == (EXPECTED, ("toy/1",))
+    ((prompt, text, shown),) = conductor.prompts([EVEN], with_memory=True)
+    assert text == EXPECTED and shown == ("toy/1",)
+    ((plain, _, _),) = conductor.prompts([EVEN], with_memory=False)
+    before, after = plain.text.split(EVEN.prompt)
+    words = f"{EXPECTED}\n\nWrite a Python function"
+    assert prompt.text == before.replace("Write a Python function", words) + EVEN.prompt + after
+    assert EVEN.gold not in prompt.text  # its own solution is in the memory
+
+
+def test_the_recalled_text_is_bounded_in_tokens(conductor):
+    found, encode = set(), conductor.policy.encode
+    for tokens in range(len(encode(EXPECTED)) + 1):
+        text, shown = bounded(conductor, tokens)
+        assert len(encode(text)) <= tokens and (shown == ("toy/1",)) == ("def odd_sum" in text)
+        found.add(text)
+    example, advice = EXPECTED.rsplit("\n", 1)
+    assert found == {"", advice, example, EXPECTED}
+
+
+def test_switched_off_it_is_the_plain_prompt(conductor):
+    plain = conductor.prompts(TASKS, with_memory=False)
+    conductor.long_term = None
+    assert conductor.prompts(TASKS, with_memory=True) == plain
+    assert conductor.neighbour_programs(TASKS) == [[]] * 12 and conductor.own_programs(TASKS, []) == []
+    assert conductor.failures(TASKS) == [] and conductor.remember([], []) is None
+
+
+def test_a_near_duplicate_of_an_evaluation_task_is_not_shown_and_counts_for_nothing(conductor):
+    test_task = make_task("test", "Return the sum of all odd numbers in a list!", "test")
+    assert "def odd_sum" in conductor.memory_text(conductor.recall([test_task])[0])[0]
+    assert conductor.long_term.blocklist([test_task]) == ["toy/1"]
+    (recall,) = conductor.recall([test_task])
+    assert "odd_sum" not in conductor.memory_text(recall)[0] and "TypeError" not in recall.frequent_errors
+    assert all(name != "toy/1" for found in conductor.neighbour_programs([test_task]) for name, _ in found)
+
+
+def test_the_buffers_of_a_resumed_run_are_those_of_the_first(conductor):
+    for step in range(3):
+        conductor.short_term.add([replace(episode(t, f"x = {step}", step=step), logprobs=(-1 / 3,)) for t in (EVEN, ODD)])
+    fresh = [episode(EVEN, "x = 9", step=9)]
+    before = conductor.buffers([EVEN, ODD, TASKS[2]], fresh)
+    assert [[e.step for e in buffer] for buffer in before] == [[0, 1, 2, 9], [0, 1, 2], []]
+    state = json.loads(json.dumps(conductor.short_term.state()))
+    conductor.short_term = ShortTermMemory(4, 8)
+    assert conductor.buffers([EVEN, ODD, TASKS[2]], fresh) != before
+    conductor.short_term.load(state)
+    assert conductor.buffers([EVEN, ODD, TASKS[2]], fresh) == before
