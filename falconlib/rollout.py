@@ -6,12 +6,11 @@ The only module that reads and writes the two memories. It collects episodes; it
 from __future__ import annotations
 
 import hashlib
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from falconlib import prompts, rewards
+from falconlib import prompts, rewards, watch
 from falconlib.config import Profile
 from falconlib.feedback import error_token_mask, make_feedback
 from falconlib.judge import Judge
@@ -144,6 +143,13 @@ class Conductor:
             return ()
         return error_token_mask(token_offsets(self.policy, tokens), completion, code, feedback, self.profile.reward.line_cap)
 
+    def sentinel(self, task: Task, before: int, after: int) -> str | None:
+        """The verdict on a forged program for this task when one is due (see `watch`): never "pass". Nothing remembers it."""
+        if not watch.sentinel_due(before, after):
+            return None
+        forged = watch.forgery(task, before // watch.SENTINEL_EVERY)
+        return self.sandbox.run_many([program_for(task, forged)])[0].status
+
     # ---- memory
 
     def remember(self, support: Sequence[Episode], query: Sequence[Episode]) -> float | None:
@@ -222,11 +228,16 @@ def spoken(draft: Episode, completion: Completion, prefix: str) -> Episode:
 
 def token_offsets(policy: Policy, tokens: Sequence[int]) -> list[tuple[int, int]]:
     """Character span of each token in the decoded completion. Tokens that share a character (bytes of one) share its span."""
-    ends = [0]
+    spans, start, waiting = [], 0, 0
     for i in range(1, len(tokens) + 1):
         text = policy.decode(tokens[:i])
-        ends.append(max(ends[-1], len(text) - text.endswith("\ufffd")))  # an unfinished character has no width yet
-    return [(a, b) for a, b in itertools.pairwise(ends)]
+        if text.endswith("\ufffd"):  # an unfinished character: the token that ends it says how far it goes
+            waiting += 1
+            continue
+        end = max(start, len(text))
+        spans += [(start, end)] * (waiting + 1)
+        start, waiting = end, 0
+    return spans + [(start, start)] * waiting
 
 
 def memory_effects(support: Sequence[Episode]) -> dict[tuple[str, tuple[str, ...]], float]:

@@ -72,8 +72,9 @@ from IPython.display import Image, Markdown, display
 from falconlib import prompts, rewards
 from falconlib.config import override
 from falconlib.judge import StaticJudge
-from falconlib.memory import LongTermMemory, ShortTermMemory, get_embedder
+from falconlib.memory import LongTermMemory, ShortTermMemory
 from falconlib.policy.models import load_policy
+from falconlib.policy.states import embedder_for
 from falconlib.reporting import figures, start
 from falconlib.reporting.tables import markdown
 from falconlib.rollout import Conductor
@@ -128,7 +129,7 @@ for task in tasks:
 # %%
 policy = load_policy(config.model, config.lora, seed=0)  # base frozen; LoRA adapters theta = (A, B), B = 0 at first
 sandbox, folder = Sandbox(config.sandbox), TemporaryDirectory()
-long = LongTermMemory(Path(folder.name) / "memory.sqlite", get_embedder(config.long_term.embedder))
+long = LongTermMemory(Path(folder.name) / "memory.sqlite", embedder_for(config.long_term.embedder, config.model))
 long.add_tasks(train)
 long.add_golds(train)
 short = ShortTermMemory(config.short_term.size, config.short_term.total)
@@ -249,7 +250,7 @@ display(Image(filename=str(stage.path(f"{stage.key}/rewards.png")), metadata={"a
 
 # %%
 before = [p.detach().clone() for p in run.parameters]
-losses = run.update(1, tasks, support, query, adaptation)
+losses = run.update(1, tasks, tasks, support, query, adaptation)  # one process: its tasks are all tasks
 conductor.remember(support, query)
 moved = max(float((p.detach() - b).abs().max()) for p, b in zip(run.parameters, before, strict=True))
 print(", ".join(f"{name} = {value:.3f}" for name, value in losses.items() if isinstance(value, float)))

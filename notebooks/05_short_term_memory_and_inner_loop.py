@@ -64,6 +64,7 @@ if "google.colab" in sys.modules:
         raise SystemExit(f"{', '.join(changed)} changed: choose Runtime > Restart session, then run this cell again")
 
 # %%
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -84,8 +85,8 @@ from falconlib.rollout import Conductor
 from falconlib.sandbox import Sandbox
 from falconlib.tasks import load_tasks
 from falconlib.training.advantages import sequence_advantages
+from falconlib.training.batches import collate, micro_batches, score_batch
 from falconlib.training.inner import Adaptation, inner_examples, inner_gradient
-from falconlib.training.losses import collate, completion_logits, micro_batches, token_logprobs
 from falconlib.training.mrlf import MRLF
 
 # %% tags=["parameters"]
@@ -237,11 +238,11 @@ display(Markdown(markdown(pd.DataFrame(rows), 2)))
 
 # %%
 neighbours = conductor.neighbour_programs(tasks)
-positives = [[x for task_id, code in found for x in run.supervised(task_id, code)] for found in neighbours]
+positives = [[x for task_id, code in found for x in run.outer.supervised(task_id, code)] for found in neighbours]
 examples = inner_examples(buffers, positives, config)  # the terms of L_in
 own, imitated = [e for e in examples if e.logprobs], [e for e in examples if not e.logprobs]
 fast = FastWeights(policy.model)
-gradient = inner_gradient(policy, fast, fast.zeros(len(tasks)), examples, config)  # grad_delta L_in at delta = 0
+gradient = inner_gradient(policy, fast, fast.zeros(len(tasks)), examples, config, run.micro)  # grad_delta L_in at delta = 0
 norms = normalised_step(fast.zeros(len(tasks)), gradient, config.inner.alpha)[1].tolist()
 print(f"{len(own)} own programs, {len(imitated)} programs of neighbours; ||g|| per task: {[round(n, 3) for n in norms]}")
 
@@ -258,11 +259,9 @@ def logprobs(examples, deltas):
     """Mean log-probability per token of each example under theta + delta, at the sampling temperature."""
     found = {}
     for chunk in micro_batches(policy, examples, config.train.micro_tokens):
-        batch = collate(policy, chunk)
+        batch = collate(policy, [replace(e, logprobs=e.logprobs or (0.0,)) for e in chunk], config.sample.temperature)
         with torch.no_grad(), fast.active(deltas):
-            fast.select(batch.task)
-            logits = completion_logits(policy, chunk, batch.tokens)
-        values = token_logprobs(logits, batch.tokens, config.sample.temperature)
+            values, _ = score_batch(policy, batch, fast, config)
         found |= {id(e): float(row[: len(e.tokens)].mean()) for e, row in zip(chunk, values, strict=True)}
     return np.array([found[id(e)] for e in examples])
 
@@ -302,11 +301,33 @@ display(Markdown(markdown(wide, 4)))
 deltas, _ = normalised_step(fast.zeros(len(tasks)), gradient, config.inner.alpha)
 adaptation = Adaptation(deltas, tuple(norms), sum(len(e.tokens) for e in examples))
 query = conductor.collect(tasks, group="query", step=2, rollouts=range(3, 6), deltas=deltas)
-outer = run.update(config.train.warmup, tasks, support, query, adaptation)  # L_outer, backward, clip, AdamW
+outer = run.update(config.train.warmup, tasks, tasks, support, query, adaptation)  # L_outer, backward, clip, AdamW
 after = logprobs(scored_again, {}) - base
 parts = {"own programs": after[: len(own)], "neighbours' programs": after[len(own) :]}
 print(", ".join(f"{name} = {value:.3f}" for name, value in outer.items() if isinstance(value, float)))
 print("change of log-prob per token under theta alone:", {n: round(float(v.mean()), 4) for n, v in parts.items() if len(v)})
+
+# %% [markdown]
+# ## The buffer as training goes on
+#
+# A third visit, after the outer step. The first task's buffer now holds three generations of programs, each with the log-probs
+# of the policy that sampled it. The ratio $r = \pi_{now} / \pi_{sampling}$ (geometric mean per token) says how far each
+# generation is from the policy of today: 1 for the fresh one, which was sampled by it.
+
+# %%
+conductor.remember(support, query)
+buffers = conductor.buffers(tasks, conductor.collect(tasks, group="support", step=3, rollouts=range(3)))
+buffer = [e for e in buffers[0] if e.tokens]
+again = [e for e in inner_examples([buffer], [[]], config) if e.logprobs]
+now = dict(zip([e.logprobs for e in again], logprobs(again, {}), strict=True))
+rows = []
+for e in buffer:
+    row = {"visit": e.step, "verdict": e.feedback.error_class or "pass", "tokens": len(e.tokens), "R": e.reward.total}
+    row |= {"marked tokens": sum(e.error_mask), "log-prob when sampled": float(np.mean(e.logprobs))}
+    rows.append(row | {"r per token": float(np.exp(now[e.logprobs] - np.mean(e.logprobs))) if e.logprobs in now else None})
+display(Markdown(markdown(pd.DataFrame(rows), 3)))
+by_visit = pd.DataFrame(rows).groupby("visit")["r per token"].mean()
+print(f"{len(buffer)} of at most {short.size} episodes; mean r by visit: {by_visit.round(4).to_dict()}")
 
 # %% [markdown]
 # *Figure. Left: the toy; contours of the loss after adapting, and the ways of the three learners (named in the middle) from

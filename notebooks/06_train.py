@@ -66,6 +66,7 @@ if "google.colab" in sys.modules:
 import os
 from collections import Counter
 
+import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Image, Markdown, display
 
@@ -148,10 +149,25 @@ else:
 # 6. remember.
 #
 # Arms without an inner loop ($J = 0$) skip 3 and 4 and sample all $G$ rollouts with $\theta$.
+#
+# In a live notebook the curves grow below while it trains; a batch run (`falconlib run`) stays quiet.
 
 # %%
+seen: list[dict] = []
+chart = None if batch else display(display_id=True)
+
+
+def redraw(row: dict) -> None:
+    """Draws the steps so far into the same place."""
+    seen.append({**row, "arm": arm, "seed": seed})
+    if chart is not None:
+        figure = figures.learning_curves(pd.DataFrame(seen), ["reward_unit", "pass_rate", "length"])
+        chart.update(figure)
+        plt.close(figure)
+
+
 warm = stage.find(f"train/sft-s{seed}/adapter") if changed is not None else None
-policy = run_arm(stage.profile, arm, seed, stage.folder, sft_adapter=warm, progress=not batch)
+policy = run_arm(stage.profile, arm, seed, stage.folder, sft_adapter=warm, progress=not batch, watch=redraw)
 budget = read_json(stage.folder / "budget.json")
 stage.note(model=f"{policy.name} ({policy.fingerprint})", trained_tokens=budget["trained_tokens"])
 print(f"{policy.name} on {policy.device}: " + ", ".join(f"{value} {name}" for name, value in budget.items()))

@@ -98,7 +98,7 @@ def test_usage_errors_and_help(capsys):
 
 def test_every_command_explains_itself(capsys):
     commands = ["run", "doctor", "train", "eval", "solve", "score", "compare", "sandbox check"]
-    for command in commands + [f"memory {name}" for name in ("stats", "search", "export", "verify")]:
+    for command in commands + [f"memory {name}" for name in ("stats", "search", "export", "import", "verify")]:
         code, out, _ = call(capsys, *command.split(), "--help")
         assert code == 0 and out.startswith(f"usage: falconlib {command}")
 
@@ -188,6 +188,10 @@ def test_memory_commands_read_a_memory(capsys, tmp_path):
     assert call(capsys, "memory", "verify", str(path))[:2] == (0, "sound\n")
     assert call(capsys, "memory", "export", str(path), "--out", str(tmp_path / "all.parquet"))[0] == 0
     assert (tmp_path / "all.parquet").stat().st_size > 0 and path.read_bytes() == before
+    back = ("memory", "import", str(tmp_path / "all.parquet"), "--out", str(tmp_path / "copy.sqlite"))
+    assert call(capsys, *back)[0] == 0 and call(capsys, *back)[0] == 2  # the second time there is something to lose
+    with LongTermMemory(path, read_only=True) as memory, LongTermMemory(tmp_path / "copy.sqlite", read_only=True) as copy:
+        assert copy.content_hash() == memory.content_hash()
     path.write_bytes(b"no database" * 100)
     assert call(capsys, "memory", "stats", str(path))[0] == 2
 

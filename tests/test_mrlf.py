@@ -20,7 +20,8 @@ from falconlib.records import Task
 from falconlib.rollout import Conductor, memory_effects, stream_seed, token_offsets
 from falconlib.training import checkpoint
 from falconlib.training.arms import SETTINGS, configure
-from falconlib.training.mrlf import MRLF, fitting, target_tokens
+from falconlib.training.mrlf import MRLF
+from falconlib.training.outer import fitting, target_tokens
 
 WORDS = ["one", "two", "three", "four", "five", "six"]
 TASKS = [
@@ -123,8 +124,8 @@ def test_a_program_that_restates_its_header_is_no_target(tmp_path, profile, scri
         "t/c", "t", "train", "def six():\n", "six", ("assert six() == 6",), kind="completion", gold="def six():\n    return 6\n"
     )
     run = make_run(tmp_path, profile, scripted_sandbox, "grpo", tasks=[task])
-    assert len(run.supervised("t/c", task.gold)) == 1
-    assert run.supervised("t/c", "import math\n\ndef six():\n    return 6\n") == []
+    assert len(run.outer.supervised("t/c", task.gold)) == 1
+    assert run.outer.supervised("t/c", "import math\n\ndef six():\n    return 6\n") == []
 
 
 def test_without_the_inner_loop_a_step_is_one_group_of_plain_rollouts(tmp_path, profile, scripted_sandbox):
@@ -232,7 +233,7 @@ def test_fresh_successes_are_distilled_under_the_plain_prompt(tmp_path, profile,
     passed = {(e.task_id, e.code) for e in episodes if e.feedback.status == "pass"}
     assert passed and set(run.conductor.own_programs(TASKS, episodes)) == passed
     with_text = [e for e in episodes if e.feedback.status == "pass" and e.memory_text]
-    assert all(e.memory_text not in x.prompt for e in with_text for x in run.supervised(e.task_id, e.code))
+    assert all(e.memory_text not in x.prompt for e in with_text for x in run.outer.supervised(e.task_id, e.code))
     run.conductor.remember(episodes, [])
     assert {i for i, _ in run.conductor.own_programs(TASKS, [])} == {i for i, _ in passed}
     run.conductor.long_term = None
@@ -287,7 +288,9 @@ def test_token_offsets_cover_the_text_on_odd_characters(tiny_policy):
     tokens = tiny_policy.encode(text)
     spans = token_offsets(tiny_policy, tokens)
     assert spans[0][0] == 0 and spans[-1][1] == len(text)
-    assert all(a <= b for a, b in spans) and all(x[1] == y[0] for x, y in itertools.pairwise(spans))
+    assert all(a <= b for a, b in spans) and all(x[1] == y[0] or x == y for x, y in itertools.pairwise(spans))
+    smile = [i for i, (a, b) in enumerate(spans) if "😀" in text[a:b]]
+    assert len(smile) > 1 and tiny_policy.decode([tokens[i] for i in smile]).count("😀") == 1  # all bytes of it share its span
 
 
 def test_streams_differ_by_seed_step_task_and_rollout():

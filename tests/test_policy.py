@@ -8,10 +8,11 @@ from falconlib.config import LoraConfig, ModelConfig
 from falconlib.errors import FalconError
 from falconlib.policy import embedded
 from falconlib.policy.fast_weights import FastWeights, normalised_step
-from falconlib.policy.generate import Row, generate, merged, sample, stream
+from falconlib.policy.generate import Row, generate, sample, stream
 from falconlib.policy.models import first_line, load_policy, resolve_device, tiny_model
+from falconlib.policy.score import score
 from falconlib.training import checkpoint
-from falconlib.training.losses import Example, collate, completion_logits, token_logprobs
+from falconlib.training.batches import Example, collate
 
 PROMPTS = ["def add(a, b):", "Write a function that reverses a text.\n```python\n", "x"]
 ROWS = [Row(i % 3, 50 + i, i % 3) for i in range(9)]
@@ -19,6 +20,13 @@ ROWS = [Row(i % 3, 50 + i, i % 3) for i in range(9)]
 
 def run(policy, rows=ROWS, **settings):
     return generate(policy, PROMPTS, rows, **{"max_new_tokens": 10, "temperature": 0.8, **settings})
+
+
+def transformers_logprobs(policy, prompt, tokens, temperature=1.0):
+    """The plain way: one row, one forward of the model as transformers and peft have it, all logits."""
+    ids = policy.encode(prompt)
+    logits = policy.model(input_ids=torch.tensor([[*ids, *tokens]])).logits[0, len(ids) - 1 : -1] / temperature
+    return torch.log_softmax(logits, -1)[torch.arange(len(tokens)), torch.tensor(tokens)]
 
 
 def random_deltas(policy, tasks, scale=0.2):
@@ -44,11 +52,9 @@ def test_batch_size_changes_nothing(tiny_policy, batch_rows):
 
 def test_log_probs_equal_those_of_a_plain_forward_with_unmerged_adapters(tiny_policy):
     completions = run(tiny_policy)
-    examples = [Example(PROMPTS[r.prompt], c.tokens) for r, c in zip(ROWS, completions, strict=True)]
-    batch = collate(tiny_policy, examples)
-    plain = token_logprobs(completion_logits(tiny_policy, examples, batch.tokens), batch.tokens, 0.8)
-    for row, completion in zip(plain, completions, strict=True):
-        assert torch.allclose(row[: len(completion.tokens)], torch.tensor(completion.logprobs), atol=1e-4)
+    for row, completion in zip(ROWS, completions, strict=True):
+        plain = transformers_logprobs(tiny_policy, PROMPTS[row.prompt], completion.tokens, 0.8)
+        assert torch.allclose(plain, torch.tensor(completion.logprobs), atol=1e-4)
 
 
 def test_greedy_equals_transformers_generate(tiny_policy):
@@ -58,19 +64,15 @@ def test_greedy_equals_transformers_generate(tiny_policy):
     assert list(ours) == theirs[0, ids.shape[1] :].tolist()[: len(ours)]
 
 
-def test_merging_leaves_the_weights_bit_for_bit(tiny_policy):
+def test_sampling_and_scoring_leave_weights_and_forwards_as_they_were(tiny_policy):
     before = {n: p.clone() for n, p in tiny_policy.model.named_parameters()}
-    with merged(tiny_policy):
-        changed = [n for n, p in tiny_policy.model.named_parameters() if not torch.equal(p, before[n])]
-    assert changed
-    assert all(torch.equal(p, before[n]) for n, p in tiny_policy.model.named_parameters())
-
-
-def test_merging_is_undone_after_an_error(tiny_policy):
-    before = {n: p.clone() for n, p in tiny_policy.model.named_parameters()}
-    with pytest.raises(RuntimeError), merged(tiny_policy):
+    ids = torch.tensor([tiny_policy.encode(PROMPTS[0])])
+    plain = tiny_policy.model(input_ids=ids).logits
+    run(tiny_policy, deltas=random_deltas(tiny_policy, 3))
+    with pytest.raises(RuntimeError), FastWeights(tiny_policy.model).active():
         raise RuntimeError
     assert all(torch.equal(p, before[n]) for n, p in tiny_policy.model.named_parameters())
+    assert torch.equal(tiny_policy.model(input_ids=ids).logits, plain)
 
 
 def test_a_stop_text_ends_a_completion(tiny_policy):
@@ -95,14 +97,15 @@ def test_top_p_drops_the_tail_and_keeps_the_token_that_crosses_it():
 
 
 def test_zero_deltas_change_no_bit(tiny_policy):
-    examples = [Example(PROMPTS[0], (5, 6, 7))]
-    batch = collate(tiny_policy, examples)
-    plain = completion_logits(tiny_policy, examples, batch.tokens)
     fast = FastWeights(tiny_policy.model)
-    with fast.active(fast.zeros(1)):
-        fast.select(batch.task)
-        assert torch.equal(completion_logits(tiny_policy, examples, batch.tokens), plain)
-    assert torch.equal(completion_logits(tiny_policy, examples, batch.tokens), plain)
+    ids = torch.tensor([tiny_policy.encode(PROMPTS[1])])
+    found = []
+    for deltas in (None, fast.zeros(1)):
+        with fast.active(deltas):
+            fast.select(torch.tensor([0]))
+            found.append(tiny_policy.model(input_ids=ids).logits)
+    assert torch.equal(*found)
+    assert run(tiny_policy, deltas=fast.zeros(3)) == run(tiny_policy)
 
 
 def test_adapted_generation_in_one_batch_equals_one_task_at_a_time(tiny_policy):
@@ -147,10 +150,17 @@ def test_an_encoder_decoder_model_loads_and_samples(tmp_path):
     assert policy.seq2seq
     completions = run(policy, ROWS[:3])
     assert completions == run(policy, ROWS[:3])
-    examples = [Example(PROMPTS[r.prompt], c.tokens) for r, c in zip(ROWS[:3], completions, strict=True)]
-    batch = collate(policy, examples)
-    plain = token_logprobs(completion_logits(policy, examples, batch.tokens), batch.tokens, 0.8)
-    assert torch.allclose(plain[0, : len(completions[0].tokens)], torch.tensor(completions[0].logprobs), atol=1e-3)
+    batch = collate(
+        policy, [Example(PROMPTS[r.prompt], c.tokens, logprobs=c.logprobs) for r, c in zip(ROWS, completions, strict=False)], 0.8
+    )
+    fast = FastWeights(policy.model)
+    with fast.active():
+        scored = [
+            score(policy, batch.prompts, batch.tokens, batch.mask, batch.temperature, fast, batch.task, shared=shared)[0]
+            for shared in (True, False)
+        ]
+    assert torch.allclose(scored[0], scored[1], atol=1e-5)
+    assert torch.allclose(scored[0][batch.mask > 0], batch.old_logprobs[batch.mask > 0], atol=1e-3)
 
 
 def test_only_the_last_layers_get_adapters():

@@ -1,7 +1,10 @@
-"""Fast weights: one additive tensor per `lora_B` and per task, delta_x of the method; theta + delta_x is the adapted policy.
+"""The policy's adapters at work: theta folded into the weights, and fast weights delta_x per task on top.
 
-Forward hooks on every `lora_B` add the task's own delta to the rows of that task, so that one batched forward and backward
-serves all tasks, with the same first-order gradients as one `functional_call` per task. Nothing here updates theta.
+    y = (W + s B A) x + s delta_x A x,   theta = (A, B), delta_x one additive tensor per `lora_B` and per task
+
+`FastWeights.active` replaces the forward of every adapted layer inside its block. In float32 W + s B A is computed once, so
+that theta costs nothing per token in forward and two thin products in backward, with the same gradients. One batched forward
+and backward serves all tasks: each row sees its own task's delta. Nothing here updates theta.
 """
 
 from __future__ import annotations
@@ -11,17 +14,38 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 Deltas = dict[str, torch.Tensor]  # name of a lora_B layer -> (tasks, out, r)
 
 
+class Folded(torch.autograd.Function):
+    """x -> (W + s B A) x with the gradients of x, A and B: x (..., in), whole = W + s B A (out, in), A (r, in), B (out, r)."""
+
+    @staticmethod
+    def forward(ctx, x, whole, a, b, scale):
+        ctx.save_for_backward(x, whole, a, b)
+        ctx.scale = scale
+        return F.linear(x, whole)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, whole, a, b = ctx.saved_tensors
+        flat, g = x.flatten(0, -2), grad.flatten(0, -2)
+        to_x = grad @ whole if ctx.needs_input_grad[0] else None
+        to_a = ctx.scale * (g @ b).T @ flat if ctx.needs_input_grad[2] else None
+        to_b = ctx.scale * g.T @ (flat @ a.T) if ctx.needs_input_grad[3] else None
+        return to_x, None, to_a, to_b, None
+
+
 class FastWeights:
-    """Hooks that add per-task deltas to the outputs of all `lora_B` layers of a peft model."""
+    """theta and per-task deltas in all adapted layers of a peft model; a model without adapters has no layers."""
 
     def __init__(self, model: nn.Module):
         self.layers = {
             name: module for name, module in model.named_modules() if ".lora_B." in name and isinstance(module, nn.Linear)
         }
+        self.owners = {name: model.get_submodule(name.partition(".lora_B.")[0]) for name in self.layers}
         self.rows = torch.empty(0, dtype=torch.long)
 
     def zeros(self, tasks: int) -> Deltas:
@@ -36,25 +60,45 @@ class FastWeights:
         self.rows = rows
 
     @contextmanager
-    def active(self, deltas: Deltas) -> Iterator[FastWeights]:
-        """theta + delta inside the block. Keep the block open until backward has finished: with gradient checkpointing,
-        layers run again during backward, and without their deltas they would be silently wrong."""
-        handles = [self.layers[name].register_forward_hook(self.hook(delta)) for name, delta in deltas.items()]
+    def active(self, deltas: Deltas | None = None) -> Iterator[FastWeights]:
+        """theta + delta inside the block (theta alone without deltas). Keep it open until backward has finished: with gradient
+        checkpointing, layers run again during backward, and without their deltas they would be silently wrong. Deltas that
+        require gradients (inner loop) get them and theta gets none."""
         try:
+            for name, owner in self.owners.items():
+                owner.forward = self.forward_of(owner, self.layers[name].weight, deltas[name] if deltas else None)
             yield self
         finally:
-            for handle in handles:
-                handle.remove()
+            for owner in self.owners.values():
+                owner.__dict__.pop("forward", None)
 
-    def hook(self, delta: torch.Tensor):
-        """B h + delta_x h for every row: h is (rows, T, r), delta (tasks, out, r)."""
+    def forward_of(self, owner: nn.Module, b: torch.Tensor, delta: torch.Tensor | None):
+        """The forward of one adapted layer: x (rows, T, in) -> (rows, T, out)."""
+        base, a, scale = owner.get_base_layer(), owner.lora_A["default"].weight, owner.scaling["default"]
+        # the sum in bfloat16 would round away most of what the adapters learnt: there they stay beside the weights
+        if delta is not None and delta.requires_grad:  # the inner loop: no gradient of theta is wanted, so none is computed
+            a, b = a.detach(), b.detach()
+        with torch.no_grad():
+            whole = base.weight + scale * (b @ a) if base.weight.dtype == torch.float32 else None
 
-        def add(_layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            # not delta[rows]: its backward adds with atomics on several threads, and the last bits would differ from run to run
-            own = delta.index_select(0, self.rows).to(output.dtype)
-            return output + torch.bmm(inputs[0], own.transpose(1, 2))
+        def forward(x: torch.Tensor, *_args, **_kwargs) -> torch.Tensor:
+            low = F.linear(x.to(a.dtype), a) if whole is None or delta is not None else None
+            if whole is None:
+                out = base(x) + (scale * F.linear(low, b)).to(x.dtype)
+            else:
+                out = Folded.apply(x, whole, a, b, scale)
+                out = out if base.bias is None else out + base.bias
+            return out if delta is None else out + (scale * self.per_row(low, delta)).to(out.dtype)
 
-        return add
+        return forward
+
+    def per_row(self, low: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+        """delta_x h for every row: low = h (rows, T, r), delta (tasks, out, r)."""
+        if low.shape[1] == 1:  # decoding: one product with all deltas side by side reads each of them once, not once per row
+            place = F.one_hot(self.rows, len(delta)).to(low.dtype)
+            return ((place[:, :, None] * low).flatten(1) @ delta.transpose(1, 2).flatten(0, 1).to(low.dtype))[:, None]
+        # not delta[rows]: its backward adds with atomics on several threads, and the last bits would differ from run to run
+        return torch.bmm(low, delta.index_select(0, self.rows).to(low.dtype).transpose(1, 2))
 
 
 def normalised_step(deltas: Deltas, gradients: Deltas, alpha: float) -> tuple[Deltas, torch.Tensor]:

@@ -1,14 +1,13 @@
 """The generation engine: many sampled completions of few prompts, with their log-probabilities.
 
 What makes it fast on small machines: each distinct prompt is prefilled once and its cache repeated for its completions,
-the cache is preallocated instead of concatenated, adapters are merged into the weights while sampling, and finished rows
+the cache is preallocated instead of concatenated, adapters are folded into the weights (see `fast_weights`), and finished rows
 leave the batch. Every row draws from its own random stream, so that adding or removing a row cannot shift another one's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -107,8 +106,8 @@ def generate(
             )
     done: list[Completion | None] = [None] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: (len(encoded[rows[i].prompt]), i))  # like lengths together: less padding
-    adapted = FastWeights(policy.model).active(deltas) if deltas is not None else merged(policy)
-    with adapted as fast:
+    with FastWeights(policy.model).active(deltas) as adapted:
+        fast = adapted if deltas is not None else None  # theta alone: all tasks share it
         for start in range(0, len(order), batch_rows):
             batch = order[start : start + batch_rows]
             sampler = decode_seq2seq if policy.seq2seq else decode_batch
@@ -118,29 +117,6 @@ def generate(
             for i, completion in zip(batch, found, strict=True):
                 done[i] = completion
     return done  # type: ignore[return-value]
-
-
-@contextmanager
-def merged(policy: Policy) -> Iterator[None]:
-    """Folds the adapters into the weights while sampling (unmerged ones cost half as much again per token).
-
-    The weights are restored from a copy, bit for bit: subtracting the product again would leave rounding errors. Weights
-    in bfloat16 stay as they are: the sum would round away most of what the adapters learnt.
-    """
-    if next(policy.model.parameters()).dtype != torch.float32:
-        yield None
-        return
-    layers = [m for m in policy.model.modules() if hasattr(m, "lora_A") and hasattr(m, "get_delta_weight") and m.lora_A]
-    kept = [m.get_base_layer().weight.data for m in layers]
-    try:
-        for m in layers:
-            weight = m.get_base_layer().weight
-            weight.data = weight.data + m.get_delta_weight("default").to(weight.dtype)
-        with policy.model.disable_adapter() if layers else nullcontext():
-            yield None
-    finally:
-        for m, weight in zip(layers, kept, strict=True):
-            m.get_base_layer().weight.data = weight
 
 
 class Ending:

@@ -85,6 +85,11 @@ def load_policy(config: ModelConfig, lora: LoraConfig | None = None, adapter: Pa
     return Policy(model.to(device).eval(), tokenizer, device, config.name, fingerprint, bool(base.config.is_encoder_decoder))
 
 
+def load_judge(name: str) -> Policy:
+    """The model that judges (see judge/local.py): `name`, or the embedded one for ""; never the policy in training."""
+    return load_policy(ModelConfig(name=name or embedded.NAME))
+
+
 def pretrained(config: ModelConfig) -> tuple[Any, Any, str]:
     """Model, tokenizer and fingerprint of an embedded model, a folder or a hub id."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer

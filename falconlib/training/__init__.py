@@ -13,22 +13,33 @@ from falconlib.errors import FalconError
 __all__ = ["run_arm"]
 
 
-def run_arm(profile: Profile, arm: str, seed: int, folder: Path, sft_adapter: Path | None = None, progress: bool = True):
+def run_arm(
+    profile: Profile,
+    arm: str,
+    seed: int,
+    folder: Path,
+    sft_adapter: Path | None = None,
+    progress: bool = True,
+    watch=lambda row: None,
+):
     """Trains one arm in `folder` (resuming what lies there) and returns its Policy.
 
     Writes metrics.jsonl, timings.jsonl, budget.json, checkpoints/, adapter/ and, with long-term memory, memory.sqlite.
-    "base" trains nothing. Reinforcement learning starts from `sft_adapter`.
+    "base" trains nothing. Reinforcement learning starts from `sft_adapter`. watch: called with each row of metrics. Under
+    `accelerate launch` the processes share the work (see training.distributed), and the first one writes.
 
     Raises FalconError: unknown arm, missing SFT adapter, no task whose gold fits the sampled length.
     """
     from falconlib.files import JsonLines, write_json
     from falconlib.policy.models import load_policy
     from falconlib.tasks import load_tasks
+    from falconlib.training import distributed
     from falconlib.training.arms import SETTINGS, configure
-    from falconlib.training.mrlf import fitting
+    from falconlib.training.outer import fitting
     from falconlib.training.sft import train_sft
 
     profile = configure(profile, arm, seed)
+    distributed.start(cpu=profile.model.device == "cpu")
     folder.mkdir(parents=True, exist_ok=True)
     rl = SETTINGS[arm][1] is not None
     if rl and not (sft_adapter and (sft_adapter / "adapter_config.json").is_file()):
@@ -49,7 +60,9 @@ def run_arm(profile: Profile, arm: str, seed: int, folder: Path, sft_adapter: Pa
             raise FalconError(
                 f"no training task has a gold of at most {profile.sample.max_new_tokens} tokens", "raise sample.max_new_tokens"
             )
-        budget = train_rl(policy, fits, profile, seed, folder, progress)
+        budget = train_rl(policy, fits, profile, seed, folder, progress, watch)
+    if distributed.rank():
+        return policy
     if arm != "base":
         policy.model.peft_config["default"].base_model_name_or_path = profile.model.name  # not the cache folder of this machine
         policy.model.save_pretrained(folder / "adapter", save_embedding_layers=False)  # "auto" would ask the hub
@@ -58,32 +71,35 @@ def run_arm(profile: Profile, arm: str, seed: int, folder: Path, sft_adapter: Pa
     return policy
 
 
-def train_rl(policy, tasks, profile: Profile, seed: int, folder: Path, progress: bool) -> dict[str, int]:
+def train_rl(policy, tasks, profile: Profile, seed: int, folder: Path, progress: bool, watch) -> dict[str, int]:
     """Sets up the conductor and its memories, runs the MRLF loop, and returns the budget it used."""
-    from falconlib.judge.static import StaticJudge
-    from falconlib.memory.embed import get_embedder
+    from falconlib.judge import open_judge
     from falconlib.memory.long_term import LongTermMemory
     from falconlib.memory.short_term import ShortTermMemory
+    from falconlib.policy.models import load_judge
+    from falconlib.policy.states import embedder_for
     from falconlib.rollout import Conductor
     from falconlib.sandbox import Sandbox
+    from falconlib.training.distributed import rank
+    from falconlib.training.mirror import mirror
     from falconlib.training.mrlf import MRLF
 
     long, short = None, None
     if profile.long_term.enabled:
         # what an interrupted run left behind is not this run's: `resume` restores the checkpoint's own copy
-        for left in folder.glob("memory.sqlite*"):
+        name = f"memory-{rank()}.sqlite" if rank() else "memory.sqlite"  # every process has its own, with the same content
+        for left in folder.glob(f"{name}*"):
             left.unlink()
-        long = LongTermMemory(folder / "memory.sqlite", get_embedder(profile.long_term.embedder))
+        long = LongTermMemory(folder / name, embedder_for(profile.long_term.embedder, profile.model), run_id=folder.name)
         long.add_tasks(tasks)
         long.add_golds(tasks)
     if profile.short_term.enabled:
         short = ShortTermMemory(profile.short_term.size, profile.short_term.total)
     try:
-        with Sandbox(profile.sandbox) as sandbox:
-            run = MRLF(
-                policy, Conductor(policy, sandbox, StaticJudge(), profile, seed, long, short), tasks, profile, seed, folder
-            )
-            run.run(progress)
+        with Sandbox(profile.sandbox) as sandbox, open_judge(profile.judge, load_judge) as judge:
+            run = MRLF(policy, Conductor(policy, sandbox, judge, profile, seed, long, short), tasks, profile, seed, folder)
+            with mirror("" if rank() else profile.train.mirror, folder) as copy:
+                run.run(progress and not rank(), lambda row: (copy(row), watch(row)))
             return run.totals
     finally:
         if long is not None:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from falconlib import rewards
 from falconlib.config import Profile
 from falconlib.records import Episode
-from falconlib.training.losses import Example
+from falconlib.training.batches import Example
 
 
 def sequence_advantages(episodes: Sequence[Episode], kind: str) -> list[float | None]:
@@ -33,7 +33,7 @@ def scored(
 ) -> list[Example]:
     """One example per episode with a known advantage, A_it = (a_i - rho_f m_it) / max(std_batch(a), floor).
 
-    index: task id -> row of the fast weights (0 when it is not there).
+    index: task id -> row of the fast weights (-1 when it is not there).
     Without short-term memory the error-line term is off as well: the lines come from it.
     """
     advantages = sequence_advantages(episodes, kind)
@@ -47,7 +47,7 @@ def scored(
         failed = e.feedback is not None and e.feedback.status != "pass"
         mask = (e.error_mask if rho_f else ()) or (0,) * len(e.tokens)  # off means off: no clamp of marked tokens either
         token_level = rewards.token_advantages(a, mask, failed, rho_f, max(spread, floor))
-        found.append(Example(e.prompt, e.tokens, index.get(e.task_id, 0), 1.0, token_level, e.logprobs))
+        found.append(Example(e.prompt, e.tokens, index.get(e.task_id, -1), 1.0, token_level, e.logprobs))
     return found
 
 

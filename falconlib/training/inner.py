@@ -18,16 +18,8 @@ from falconlib.policy.fast_weights import Deltas, FastWeights, normalised_step
 from falconlib.policy.models import Policy
 from falconlib.records import Episode
 from falconlib.training.advantages import scored
-from falconlib.training.losses import (
-    Example,
-    collate,
-    completion_logits,
-    count_tokens,
-    cross_entropy_loss,
-    micro_batches,
-    policy_gradient_loss,
-    token_logprobs,
-)
+from falconlib.training.batches import Batch, Example, MicroBatches, collate, count_tokens, recomputing, score_batch
+from falconlib.training.losses import cross_entropy_loss, policy_gradient_loss
 
 
 @dataclass(frozen=True)
@@ -71,35 +63,37 @@ def damp(advantages: Sequence[float], scale: float) -> tuple[float, ...]:
     return tuple(a * scale if a < 0 else a for a in advantages)
 
 
-def adapt(policy: Policy, tasks: int, examples: Sequence[Example], profile: Profile) -> Adaptation:
+def adapt(policy: Policy, tasks: int, examples: Sequence[Example], profile: Profile, micro: MicroBatches) -> Adaptation:
     """J normalised steps on L_in for all tasks at once; returns detached deltas."""
     fast = FastWeights(policy.model)
     deltas, norm = fast.zeros(tasks), torch.zeros(tasks)
     for _ in range(profile.inner.steps):
-        gradients = inner_gradient(policy, fast, deltas, examples, profile)
+        gradients = inner_gradient(policy, fast, deltas, examples, profile, micro)
         deltas, norm = normalised_step(deltas, gradients, profile.inner.alpha)
     return Adaptation(deltas, tuple(norm.tolist()), profile.inner.steps * sum(len(e.tokens) for e in examples))
 
 
-def inner_gradient(policy: Policy, fast: FastWeights, deltas: Deltas, examples: Sequence[Example], profile: Profile) -> Deltas:
+def inner_gradient(
+    policy: Policy, fast: FastWeights, deltas: Deltas, examples: Sequence[Example], profile: Profile, micro: MicroBatches
+) -> Deltas:
     """grad_delta of the sum of L_in over the tasks: each task's delta gets its own gradient, theta gets none."""
     leaves = {name: d.detach().requires_grad_() for name, d in deltas.items()}
     total = {name: torch.zeros_like(d) for name, d in deltas.items()}
-    for chunk in micro_batches(policy, examples, profile.train.micro_tokens):
-        batch = collate(policy, chunk)
-        with fast.active(leaves):
-            fast.select(batch.task)
-            logits = completion_logits(policy, chunk, batch.tokens)
-            loss = inner_loss(logits, batch, chunk, profile)
-            parts = torch.autograd.grad(loss, list(leaves.values()))
+
+    def work(chunk: list[Example]) -> None:
+        batch = collate(policy, chunk, profile.sample.temperature)
+        logprobs, _ = score_batch(policy, batch, fast, profile)
+        parts = torch.autograd.grad(inner_loss(logprobs, batch, chunk, profile), list(leaves.values()))
         for name, part in zip(leaves, parts, strict=True):
             total[name] += part
+
+    with fast.active(leaves), recomputing(policy, profile):
+        micro.each(examples, work)
     return total
 
 
-def inner_loss(logits: torch.Tensor, batch, chunk: Sequence[Example], profile: Profile) -> torch.Tensor:
+def inner_loss(logprobs: torch.Tensor, batch: Batch, chunk: Sequence[Example], profile: Profile) -> torch.Tensor:
     """L_pg^- of the scored rows plus CE of the supervised ones; the weights are in the mask, so Z = 1."""
-    supervised = torch.tensor([not e.logprobs for e in chunk], device=logits.device)
-    rl = token_logprobs(logits, batch.tokens, profile.sample.temperature)
-    loss, _ = policy_gradient_loss(rl[~supervised], batch.rows(~supervised), 1.0, profile.train.clip_low, profile.train.clip_high)
-    return loss + cross_entropy_loss(token_logprobs(logits, batch.tokens)[supervised], batch.rows(supervised), 1.0)
+    own = torch.tensor([bool(e.logprobs) for e in chunk], device=logprobs.device)
+    loss, _ = policy_gradient_loss(logprobs[own], batch.rows(own), 1.0, profile.train.clip_low, profile.train.clip_high)
+    return loss + cross_entropy_loss(logprobs[~own], batch.rows(~own), 1.0)

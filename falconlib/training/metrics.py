@@ -9,7 +9,7 @@ from typing import Any
 from falconlib.config import Profile
 from falconlib.records import INFRA_ERROR, Episode
 from falconlib.training.advantages import sequence_advantages
-from falconlib.training.inner import Adaptation
+from falconlib.watch import watch
 
 COMPONENTS = ("unit", "style", "complexity", "instruction", "long_term")
 
@@ -17,7 +17,7 @@ COMPONENTS = ("unit", "style", "complexity", "instruction", "long_term")
 def step_metrics(
     support: Sequence[Episode],
     query: Sequence[Episode],
-    adaptation: Adaptation | None,
+    inner_norms: Sequence[float],
     memory_effect: float | None,
     outer: dict[str, Any],
     profile: Profile,
@@ -26,7 +26,7 @@ def step_metrics(
 
     inner_gain: mean R_unit of query rollouts minus that of plain support rollouts (memory text would mix in its own
     effect). zero_variance: share of half-groups whose advantages all vanish. infra_errors, unjudged: verdicts and AI
-    scores that are unknown.
+    scores that are unknown. duplicates, visible_gap, addressed: see falconlib/watch.py.
     """
     episodes = [*support, *query]
     unit = [e.reward.unit for e in episodes]
@@ -41,14 +41,14 @@ def step_metrics(
         "length": mean([float(len(e.tokens)) for e in episodes]),
         "truncated": mean([float(not e.finished) for e in episodes]),
         "inner_gain": difference([e.reward.unit for e in query], [e.reward.unit for e in support if not e.memory_text]),
-        "inner_norm": mean(adaptation.norms) if adaptation else None,
+        "inner_norm": mean(inner_norms),
         "memory_effect": memory_effect,
         "memory_prompts": sum(bool(e.memory_text) for e in episodes),
         "infra_errors": sum(e.feedback.status == INFRA_ERROR for e in episodes),
         "unjudged": sum(e.reward.style is None for e in episodes),
         "errors": dict(sorted(Counter(e.feedback.error_class or e.feedback.status for e in episodes).items())),
     }
-    return row | outer
+    return row | watch(episodes) | outer
 
 
 def mean(values: Sequence[float | None]) -> float | None:

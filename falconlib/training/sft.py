@@ -19,7 +19,7 @@ from falconlib.config import Profile
 from falconlib.files import JsonLines
 from falconlib.policy.models import Policy
 from falconlib.records import Task
-from falconlib.training.mrlf import target_tokens
+from falconlib.training.outer import target_tokens
 
 
 def examples(policy: Policy, tasks: Sequence[Task]) -> list[dict[str, list[int]]]:

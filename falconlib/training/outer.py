@@ -1,0 +1,141 @@
+"""The global level: the gradient of the outer loss, accumulated in theta's `.grad`.
+
+    L_outer(theta) = (K_s/G) L_pg(S; theta) + (K_q/G) L_pg(Q; theta + stop(delta)) + b_sl CE + b_neg L_negative
+
+First order: the gradient is taken while the detached deltas are active, and what reaches `lora_B` is the gradient at the
+adapted point. Each process adds its share of the examples; normalisers count those of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from falconlib import prompts
+from falconlib.config import Profile
+from falconlib.policy.fast_weights import Deltas, FastWeights
+from falconlib.policy.models import Policy
+from falconlib.records import Episode, Feedback, Task
+from falconlib.rollout import Conductor
+from falconlib.training.advantages import scored
+from falconlib.training.batches import Batch, Example, MicroBatches, collate, count_tokens, recomputing, score_batch
+from falconlib.training.distributed import gather, rank, world
+from falconlib.training.inner import Adaptation
+from falconlib.training.losses import cross_entropy_loss, negative_loss, policy_gradient_loss
+
+LossOf = Callable[[torch.Tensor, Batch], tuple[torch.Tensor, torch.Tensor | float]]  # loss and tokens that the clip cut off
+
+
+@dataclass
+class Outer:
+    """What L_outer depends on besides the step's episodes. tasks: by id. micro: shared with the inner loop."""
+
+    policy: Policy
+    conductor: Conductor
+    tasks: dict[str, Task]
+    profile: Profile
+    micro: MicroBatches
+
+    def gradient(
+        self, own: Sequence[Task], tasks: Sequence[Task], support: Sequence[Episode], query: Sequence[Episode],
+        adaptation: Adaptation | None,
+    ) -> dict[str, float | None]:  # fmt: skip
+        """Accumulates the gradient of L_outer; returns the losses, entropy, clipped share and trained tokens.
+
+        Args:
+            own: this process's tasks, in the order of the deltas; tasks: those of all. support, query: episodes of all.
+        """
+        train, known = self.profile.train, [*support, *query]
+        share = len(support) / len(known)
+        found = self.policy_gradient(support, share, own, None)
+        if query:
+            more = self.policy_gradient(query, 1 - share, own, adaptation.deltas)
+            found = {k: found[k] + more[k] for k in found}
+        gold = [(t.task_id, t.gold) for t in tasks] if train.b_sl else []
+        written = self.conductor.own_programs(tasks, known) if train.b_sl else []
+        right = [x for i, code in [*gold, *written] for x in self.supervised(i, code)]
+        wrong = [x for failure in self.conductor.failures(tasks) for x in self.failure_example(*failure)] if train.b_neg else []
+        sl = self.auxiliary(right, train.b_sl, cross_entropy_loss)
+        neg = self.auxiliary(wrong, train.b_neg, negative_loss)
+        tokens = found["tokens"]
+        return {
+            "loss_pg": found["loss"],
+            "loss_sl": sl["loss"] if right and train.b_sl else None,
+            "loss_neg": neg["loss"] if wrong and train.b_neg else None,
+            "entropy": found["entropy"] / tokens if tokens else None,  # of the rows that teach something
+            "clipped": found["clipped"] / tokens if tokens else None,
+            "trained_tokens": int(tokens + sl["tokens"] + neg["tokens"]),
+        }
+
+    def policy_gradient(
+        self, episodes: Sequence[Episode], share: float, own: Sequence[Task], deltas: Deltas | None
+    ) -> dict[str, float]:
+        """share * L_pg at theta (+ deltas); rows without advantage (zero-variance groups) add nothing and are skipped."""
+        train, index = self.profile.train, {t.task_id: i for i, t in enumerate(own)}
+        examples = scored(episodes, self.profile, train.advantage, index)
+        normaliser = count_tokens(examples) / share
+        mine = [e for e in examples if e.task >= 0 and any(e.advantages)]
+        return self.accumulate(
+            mine, lambda lp, batch: policy_gradient_loss(lp, batch, normaliser, train.clip_low, train.clip_high), 1.0, deltas
+        )
+
+    def auxiliary(self, examples: Sequence[Example], weight: float, loss_of: Callable[..., torch.Tensor]) -> dict[str, float]:
+        """weight * loss at theta of this process's share of the examples; the loss is reported without its weight."""
+        normaliser, mine = count_tokens(examples), examples[rank() :: world()] if weight else []
+        return self.accumulate(mine, lambda lp, batch: (loss_of(lp, batch, normaliser), 0.0), weight, None)
+
+    def accumulate(self, examples: Sequence[Example], loss_of: LossOf, weight: float, deltas: Deltas | None) -> dict[str, float]:
+        """Adds the gradient of weight * loss to theta's `.grad`; returns sums over all processes."""
+        total = {"loss": 0.0, "clipped": 0.0, "entropy": 0.0, "tokens": 0}
+        fast, parameters = FastWeights(self.policy.model), self.policy.parameters()
+
+        def work(chunk: list[Example]) -> None:
+            batch = collate(self.policy, chunk, self.profile.sample.temperature)
+            logprobs, entropy = score_batch(self.policy, batch, fast, self.profile)
+            loss, cut = loss_of(logprobs, batch)
+            gradients = torch.autograd.grad(weight * loss, parameters, allow_unused=True)  # not `backward`: all or nothing
+            for p, g in zip(parameters, gradients, strict=True):
+                if g is not None:
+                    p.grad = g if p.grad is None else p.grad.add_(g)
+            tokens = sum(len(e.tokens) for e in chunk)
+            sums = (float(loss.detach()), float(cut), float(entropy.sum()), tokens)
+            total.update({k: total[k] + v for k, v in zip(total, sums, strict=True)})
+
+        if examples:
+            with fast.active(deltas), recomputing(self.policy, self.profile):
+                self.micro.each(examples, work)
+        return {k: sum(part[k] for part in gather([total])) for k in total}
+
+    # ---- targets
+
+    def supervised(self, task_id: str, code: str | None) -> list[Example]:
+        """The program as a target under the task's plain prompt; nothing when it is missing or longer than we sample."""
+        task = self.tasks[task_id]
+        if not code or not code.startswith(prompts.program_prefix(task)):  # a completion may have restated its header
+            return []
+        tokens = target_tokens(self.policy, task, code)
+        if len(tokens) > self.profile.sample.max_new_tokens + 1:  # + 1: the closing eos
+            return []
+        return [Example(prompts.render(self.policy.tokenizer, task).text, tokens)]
+
+    def failure_example(self, task_id: str, code: str, feedback: Feedback) -> list[Example]:
+        """A stored failure as a target whose mask covers its error lines; nothing when it has no located error."""
+        task = self.tasks[task_id]
+        if feedback.scope != "line" or not code.startswith(prompts.program_prefix(task)):
+            return []
+        tokens = target_tokens(self.policy, task, code)[:-1]  # without eos: only the program can be wrong
+        mask = self.conductor.error_mask(tokens, self.policy.decode(tokens), code, feedback)
+        return [Example(prompts.render(self.policy.tokenizer, task).text, tokens, mask=mask)] if any(mask) else []
+
+
+def target_tokens(policy: Policy, task: Task, code: str) -> tuple[int, ...]:
+    """Token ids of a program as a completion of its task: closing fence and eos included."""
+    return (*policy.encode(prompts.target_text(code, task)), policy.eos)
+
+
+def fitting(policy: Policy, tasks: Sequence[Task], max_new_tokens: int) -> list[Task]:
+    """The tasks whose gold program fits the sampled length: the others could never be solved in training."""
+    usable = [t for t in tasks if t.gold and t.gold.startswith(prompts.program_prefix(t))]
+    return [t for t in usable if len(target_tokens(policy, t, t.gold)) - 1 <= max_new_tokens]

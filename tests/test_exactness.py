@@ -1,0 +1,326 @@
+"""The fast ways equal the plain ones: TRL's losses, transformers' forward, one row at a time, finite differences."""
+
+import itertools
+import json
+
+import pytest
+import torch
+
+from falconlib.config import LoraConfig, ModelConfig, Profile, override
+from falconlib.errors import FalconError
+from falconlib.feedback import error_token_mask
+from falconlib.policy.fast_weights import FastWeights, normalised_step
+from falconlib.policy.models import Policy, load_policy, tiny_model
+from falconlib.policy.score import score
+from falconlib.records import Episode, Feedback, Reward
+from falconlib.rewards import leave_one_out
+from falconlib.rollout import token_offsets
+from falconlib.training.advantages import scored
+from falconlib.training.batches import Example, collate, recomputing, score_batch
+from falconlib.training.losses import cross_entropy_loss, policy_gradient_loss
+
+PROMPTS = ["def add(a, b):", "Write a function that reverses a text.\n```python\n", "x"]
+SHIFT = 0.3  # sampling log-probs differ from today's: the clip has something to cut
+
+
+def gradient(loss, policy):
+    found = torch.autograd.grad(loss, policy.parameters(), allow_unused=True)
+    return torch.cat(
+        [torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(policy.parameters(), found, strict=True)]
+    )
+
+
+def transformers_row(policy, prompt, tokens, temperature):
+    """log p and entropy of each completion token: one row, one forward as transformers and peft have it, all logits."""
+    ids = policy.encode(prompt)
+    if policy.seq2seq:
+        start = policy.model.config.decoder_start_token_id
+        logits = policy.model(input_ids=torch.tensor([ids]), decoder_input_ids=torch.tensor([[start, *tokens[:-1]]])).logits[0]
+    else:
+        logits = policy.model(input_ids=torch.tensor([[*ids, *tokens]])).logits[0, len(ids) - 1 : -1]
+    logp = torch.log_softmax(logits / temperature, -1)
+    return logp[torch.arange(len(tokens)), torch.tensor(tokens)], -(logp.exp() * logp).sum(-1)
+
+
+def policy_of(kind, tmp_path):
+    """A tiny random policy of a family, with adapters whose B is not zero."""
+    from transformers import (
+        GPTNeoXConfig,
+        GPTNeoXForCausalLM,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
+
+    _, tokenizer, _ = tiny_model()
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    ends = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
+    t5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
+    torch.manual_seed(0)
+    if kind != "llama":
+        model = {
+            "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**sizes, num_key_value_heads=2, **ends)),
+            "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, **ends)),
+            "t5": lambda: T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), **t5, eos_token_id=0, pad_token_id=0)),
+        }[kind]()
+        model.save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+    policy = load_policy(
+        ModelConfig(name="tiny" if kind == "llama" else str(tmp_path), threads=1), LoraConfig(r=4, alpha=8, top_layers=0)
+    )
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.3 * torch.randn(parameter.shape))
+    return policy
+
+
+def rows_of(policy, width=7):
+    """Examples of three prompts, groups of several lengths, a masked one among them."""
+    generator = torch.Generator().manual_seed(4)
+    rows = []
+    for i in range(8):
+        tokens = tuple(torch.randint(1, 500, (width - i % 3,), generator=generator).tolist())
+        rows.append(Example(PROMPTS[i % 3], tokens, i % 2, mask=(0, *[1] * (len(tokens) - 1)) if i == 4 else ()))
+    return rows
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt_neox", "t5"])
+def test_shared_prefix_log_probs_entropies_and_gradients_equal_transformers(kind, tmp_path):
+    policy = policy_of(kind, tmp_path)
+    examples, fast = rows_of(policy), FastWeights(policy.model)
+    batch = collate(policy, examples)
+    temperature = torch.tensor([0.7, 1.0] * 4)
+    plain = [transformers_row(policy, e.prompt, e.tokens, float(t)) for e, t in zip(examples, temperature, strict=True)]
+    loss = sum((lp * torch.tensor(e.mask or [1] * len(lp))).sin().sum() for (lp, _), e in zip(plain, examples, strict=True))
+    expected = gradient(loss, policy)
+    for shared in (True, False):
+        with fast.active():
+            rest = (batch.tokens, batch.mask, temperature, fast, batch.task)
+            found, entropy = score(policy, batch.prompts, *rest, shared=shared)
+            ours = gradient(found.sin().sum(), policy)
+        for i, (lp, h) in enumerate(plain):
+            keep = batch.mask[i, : len(lp)] > 0
+            assert torch.allclose(found[i, : len(lp)][keep], lp[keep], atol=1e-5)
+            assert torch.allclose(entropy[i, : len(lp)][keep], h[keep], atol=1e-4)
+            assert not found[i][batch.mask[i] == 0].any()
+        assert torch.allclose(ours, expected, atol=1e-5 * float(expected.abs().max())), shared
+
+
+def test_fast_weights_under_a_shared_prefix_equal_plain_rows_one_by_one(tiny_policy):
+    fast = FastWeights(tiny_policy.model)
+    generator = torch.Generator().manual_seed(2)
+    fixed = {n: 0.1 * torch.randn(d.shape, generator=generator) for n, d in fast.zeros(2).items()}
+    free = {n: d.clone().requires_grad_() for n, d in fixed.items()}
+    examples, found = rows_of(tiny_policy), {}
+    for shared in (True, False):
+        profile = override(Profile(), {"train.shared_prefix": shared})
+        chunks = [collate(tiny_policy, e) for e in ([examples] if shared else [[x] for x in examples])]
+        # theta's gradient at theta + delta (outer loop), then delta's (inner loop, which wants none of theta)
+        for deltas, leaves in ((fixed, tiny_policy.parameters()), (free, list(free.values()))):
+            with fast.active(deltas):
+                parts = [score_batch(tiny_policy, batch, fast, profile)[0] for batch in chunks]
+                values = torch.cat([p[p != 0] for p in parts])
+                grads = torch.autograd.grad(values.sin().sum(), leaves)
+            found.setdefault(shared, []).extend([values, torch.cat([g.flatten() for g in grads])])
+    for one, other in zip(found[True], found[False], strict=True):
+        assert torch.allclose(one, other, atol=1e-5 * max(1.0, float(other.detach().abs().max())))
+
+
+def test_gradient_checkpointing_gives_the_same_gradients_and_no_shared_prefix(tiny_policy):
+    with pytest.raises(FalconError, match="not with shared_prefix"):
+        override(Profile(), {"train.gradient_checkpointing": True})
+    fast, found = FastWeights(tiny_policy.model), []
+    deltas = {n: 0.1 * torch.ones_like(d) for n, d in fast.zeros(2).items()}
+    ran = []
+    layer = next(m for n, m in tiny_policy.model.named_modules() if n.endswith("layers.0.mlp"))
+    layer.register_forward_pre_hook(lambda *_: ran.append(1))
+    for checkpointing in (False, True):
+        profile = override(Profile(), {"train.shared_prefix": False, "train.gradient_checkpointing": checkpointing})
+        batch = collate(tiny_policy, rows_of(tiny_policy))
+        with fast.active(deltas), recomputing(tiny_policy, profile):
+            logprobs, _ = score_batch(tiny_policy, batch, fast, profile)
+            found.append(gradient(cross_entropy_loss(logprobs, batch, 3.0), tiny_policy))
+    assert torch.equal(*found) and len(ran) == 3  # the layer ran once without, twice with
+    assert not any(m.training for m in tiny_policy.model.modules())
+
+
+def trl_loss(policy, trainer_class, config_class, tmp_path, inputs, **settings):
+    """TRL's own loss of a fixed batch: a trainer that never trains."""
+    from datasets import Dataset
+
+    base = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": "none", "temperature": 0.7, "beta": 0.0}
+    trainer = trainer_class(
+        model=policy.model, args=config_class(**base, **settings), processing_class=policy.tokenizer,
+        reward_funcs=lambda completions, **_: [0.0] * len(completions), train_dataset=Dataset.from_list([{"prompt": "x"}] * 8),
+    )  # fmt: skip
+    policy.model.eval()
+    return trainer._compute_loss(policy.model, inputs)
+
+
+def fixed_batch(policy):
+    """Two groups of four with rewards, completions of several lengths, and log-probs as of an older policy."""
+    examples, rewards = rows_of(policy), [1.0, 0.2, -0.3, -1.0, 0.5, 0.5, -0.6, 1.0]
+    prompts = [PROMPTS[i // 4] for i in range(8)]
+    old = [
+        transformers_row(policy, p, e.tokens, 0.7)[0].detach() + SHIFT * (-1) ** i
+        for i, (p, e) in enumerate(zip(prompts, examples, strict=True))
+    ]
+    return [
+        Episode(
+            prompts[i], 1, i, "support", prompts[i], "", "", e.tokens, tuple(old[i].tolist()),
+            feedback=Feedback("fail", None, 3), reward=Reward(r, total=r),
+        )
+        for i, (e, r) in enumerate(zip(examples, rewards, strict=True))
+    ]  # fmt: skip
+
+
+def trl_inputs(policy, episodes, advantages):
+    from falconlib.policy.generate import left_pad
+
+    batch = collate(policy, [Example(e.prompt, e.tokens, logprobs=e.logprobs) for e in episodes])
+    ids, seen = left_pad([policy.encode(e.prompt) for e in episodes], policy)
+    return {
+        "prompt_ids": ids, "prompt_mask": seen, "completion_ids": batch.tokens, "completion_mask": batch.mask.long(),
+        "advantages": torch.tensor(advantages), "old_per_token_logps": batch.old_logprobs,
+        "old_logps": batch.old_logprobs.sum(1), "num_items_in_batch": batch.mask.sum(),
+    }  # fmt: skip
+
+
+def ours(policy, episodes, kind, changes, normaliser=None):
+    profile = override(Profile(), {"reward.rho_f": 0.0, "short_term.enabled": False, "sample.temperature": 0.7, **changes})
+    examples, fast = scored(episodes, profile, kind), FastWeights(policy.model)
+    batch = collate(policy, examples, 0.7)
+    with fast.active():
+        logprobs, _ = score_batch(policy, batch, fast, profile)
+        loss, cut = policy_gradient_loss(logprobs, batch, normaliser or float(batch.mask.sum()), 0.2, 0.28)
+        return loss, gradient(loss, policy), int(cut), [e.advantages[0] for e in examples]
+
+
+def test_the_grpo_loss_equals_trls_on_a_fixed_batch(tiny_policy, tmp_path):
+    from trl import GRPOConfig, GRPOTrainer
+
+    episodes = fixed_batch(tiny_policy)
+    loss, grad, cut, advantages = ours(tiny_policy, episodes, "group", {})
+    groups = torch.tensor([e.reward.total for e in episodes]).view(2, 4)  # TRL's own formula, in torch
+    expected = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)
+    assert torch.allclose(torch.tensor(advantages), expected.flatten(), atol=1e-6)
+    settings = {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28, "num_generations": 4}
+    theirs = trl_loss(tiny_policy, GRPOTrainer, GRPOConfig, tmp_path, trl_inputs(tiny_policy, episodes, advantages), **settings)
+    assert cut > 0 and float(loss.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
+    assert torch.allclose(grad, gradient(theirs, tiny_policy), atol=1e-5 * float(grad.abs().max()))
+
+
+def test_the_leave_one_out_loss_equals_trls_rloo_on_a_fixed_batch(tiny_policy, tmp_path):
+    """On policy: TRL clips one ratio per sequence, we one per token; at ratio 1 both gradients are the same."""
+    from trl import RLOOConfig, RLOOTrainer
+
+    episodes = [
+        Episode(**{**vars(e), "logprobs": tuple((torch.tensor(e.logprobs) - SHIFT * (-1) ** i).tolist())})
+        for i, e in enumerate(fixed_batch(tiny_policy))
+    ]
+    # a_i / max(std, floor) with the scale taken out again: RLOO does not scale
+    _, grad, cut, advantages = ours(tiny_policy, episodes, "loo", {"reward.std_floor": 1e3}, normaliser=8 / 1e3)
+    groups = torch.tensor([e.reward.total for e in episodes]).view(2, 4)  # TRL's own formula, in torch
+    expected = (groups - (groups.sum(1, keepdim=True) - groups) / 3).flatten()
+    assert torch.allclose(torch.tensor(advantages) * 1e3, expected, atol=1e-6)
+    inputs = trl_inputs(tiny_policy, episodes, expected.tolist())
+    theirs = trl_loss(tiny_policy, RLOOTrainer, RLOOConfig, tmp_path, inputs, epsilon=0.2, epsilon_high=0.28, num_generations=4)
+    assert cut == 0 and torch.allclose(grad, gradient(theirs, tiny_policy), atol=1e-5 * float(grad.abs().max()))
+
+
+def test_second_order_equals_finite_differences_and_first_order_is_the_gradient_at_the_adapted_point():
+    """Two parameters, two bowls L_x with their own centres: F(theta) = mean_x L_x(theta - alpha g_x / |g_x|)."""
+    double = {"dtype": torch.float64}
+    centres, steep = torch.tensor([[2.0, 0.5], [-1.0, 1.5]], **double), torch.tensor([[3.0, 0.3], [0.3, 3.0]], **double)
+
+    def bowls(points):  # (2 tasks, 2) -> (2,)
+        return 0.5 * (steep * (points - centres) ** 2).sum(1)
+
+    def after(theta, through):
+        g = steep * (theta - centres)
+        delta = -0.8 * g / g.norm(dim=1, keepdim=True)
+        ours_, _ = normalised_step({"x": torch.zeros(2, 1, 2, **double)}, {"x": g[:, None].detach()}, 0.8)
+        assert torch.allclose(ours_["x"][:, 0], delta.detach(), atol=1e-7)
+        return bowls(theta + (delta if through else ours_["x"][:, 0])).mean()
+
+    theta = torch.tensor([0.5, 2.2], **double, requires_grad=True)
+    exact, first = (torch.autograd.grad(after(theta, through), theta)[0] for through in (True, False))
+    steps = 1e-5 * torch.eye(2, **double)
+    finite = torch.stack([(after(theta.detach() + e, True) - after(theta.detach() - e, True)) / 2e-5 for e in steps])
+    assert torch.allclose(exact, finite, atol=1e-7)
+    g = steep * (theta.detach() - centres)
+    adapted = theta.detach() - 0.8 * g / g.norm(dim=1, keepdim=True)
+    assert torch.allclose(first, (steep * (adapted - centres)).mean(0), atol=1e-7)
+    assert not torch.allclose(first, exact, atol=1e-2)
+
+
+@pytest.mark.parametrize("members", [[1.0, 0.0, -1.0], [0.3, 0.3, 0.3, 0.31], [1.0, None, -0.6, -0.3]])
+def test_advantages_sum_to_zero_per_group(members):
+    found = [a for a in leave_one_out(members) if a is not None]
+    assert len(found) == sum(m is not None for m in members) and sum(found) == pytest.approx(0.0, abs=1e-12)
+
+
+ODD = [
+    "def f(x):\n\tif x:\n\t\treturn 'tab'\n\treturn  x  +  1\n",
+    "def größe(x):\n    s = 'ä€😀 naïve'\n    return s + '漢字' * x\n",
+    "\n\n\ndef f():\n\n\n    return undefined\n\n\n",
+    "x = [" + ", ".join(str(i) for i in range(120)) + "]\ny = x +  'long'\n",
+    "a=1\r\nb = a +   'x'\nprint( b )  # \u00a0 wide space\n",
+]
+
+
+def tokenizer_of(kind):
+    """A byte-level BPE (the tiny model's), a metaspace one with byte fallback, SmolLM2's own."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    from falconlib.policy import embedded
+
+    if kind == "byte-level":
+        return tiny_model()[1]
+    if kind == "SmolLM2":
+        try:
+            return AutoTokenizer.from_pretrained(embedded.model_dir())
+        except FalconError as error:
+            pytest.skip(str(error))
+    raw = Tokenizer(models.BPE(unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+    words = ["def f(x):", "return x + 1", "print(b)", "    return s"]
+    raw.train_from_iterator(words, trainers.BpeTrainer(vocab_size=60, special_tokens=["<unk>", "<end>"], show_progress=False))
+    content = json.loads(raw.to_str())
+    known = content["model"]["vocab"]
+    content["model"] |= {"byte_fallback": True, "vocab": known | {f"<0x{i:02X}>": len(known) + i for i in range(256)}}
+    raw = Tokenizer.from_str(json.dumps(content))
+    raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", eos_token="<end>", pad_token="<end>")
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "metaspace", "SmolLM2"])
+@pytest.mark.parametrize("text", ODD, ids=["tabs", "unicode", "empty lines", "long line", "blanks"])
+def test_the_error_line_mask_decodes_to_the_line(kind, text):
+    policy = Policy(None, tokenizer_of(kind), torch.device("cpu"), kind, "")
+    tokens = policy.encode(text)
+    decoded = policy.decode(tokens)
+    assert decoded == text
+    spans = token_offsets(policy, tokens)
+    assert all(a[1] == b[0] or a == b for a, b in itertools.pairwise(spans)) and spans[-1][1] == len(text)
+    lines = text.split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        feedback = Feedback("runtime_error", 0.0, 3, "NameError", "line", (number, number))
+        mask = error_token_mask(spans, text, text, feedback, 1.0)
+        marked = [i for i, m in enumerate(mask) if m]
+        assert marked == list(range(marked[0], marked[-1] + 1))
+        covered = text[spans[marked[0]][0] : spans[marked[-1]][1]]
+        assert line.strip() in covered  # the whole line, and no token that does not touch it
+        start = sum(len(x) + 1 for x in lines[: number - 1])
+        assert all(spans[i][1] > start and spans[i][0] < start + len(line) + 1 for i in marked)
