@@ -3,10 +3,10 @@
 The package reads like the paper's overview figure; a module imports only modules above it in this list:
 
     errors, files             the one exception; whole files or nothing
-    records, config           what travels and what can be set
+    records, typed, config    what travels and what can be set
     tasks, prompts            task + recalled episodes -> prompt; program out of a completion
     sandbox, judge            unit tests and AI feedback
-    feedback, rewards         report + judge scores -> feedback -> token-level advantages (pure functions)
+    feedback, rewards, watch  report + judge scores -> feedback -> token-level advantages; alarms (pure functions)
     memory                    long-term (SQLite + FAISS) and short-term (ring buffers)
     policy                    model, LoRA, generation engine, fast weights
     rollout                   the conductor: recall -> prompt -> generate -> execute -> judge -> reward -> remember

@@ -15,6 +15,7 @@ from typing import Any
 from falconlib import __version__, commands
 from falconlib.config import ARMS
 from falconlib.errors import FalconError
+from falconlib.tasks import TASK_SETS
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,8 +61,13 @@ def _add_policy(new: argparse.ArgumentParser, samples: int | None) -> None:
 
 def _add_rest(command: Any, menu: Any) -> None:
     new = command("score", commands.score, "pass@k of anybody's samples, in our sandbox")
-    new.add_argument("samples", type=Path, help="JSONL with task_id and completion (or solution)")
-    new.add_argument("--tasks", default="humaneval", help="task set, or a JSONL file of tasks")
+    new.add_argument(
+        "samples",
+        type=Path,
+        help=".jsonl or .jsonl.gz; a line has a task_id and a completion (follows the prompt) or a solution (a whole program); "
+        "several lines of one task are its samples",
+    )
+    new.add_argument("--tasks", default="humaneval", help=f"{', '.join(TASK_SETS)}, or a .jsonl or .parquet file of tasks")
     new.add_argument("--k", default="1,5,10", help="comma-separated (default: 1,5,10)")
     new.add_argument("--cpu-s", type=float, default=2.0, help="CPU seconds per program (default: 2)")
     new.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -82,18 +88,19 @@ def _add_rest(command: Any, menu: Any) -> None:
         "stats": "counts, utilities, sizes",
         "search": "the nearest tasks",
         "export": "its contents as a Parquet file",
+        "import": "a new memory from an exported file",
         "verify": "is it sound",
     }
     for what, text in texts.items():
         new = command(what, commands.memory, text, under=stored)
         new.set_defaults(what=what)
-        new.add_argument("path", type=Path, help="memory.sqlite")
+        new.add_argument("path", type=Path, help="an exported Parquet file" if what == "import" else "memory.sqlite")
         if what == "search":
             new.add_argument("text", help="a task in words")
             new.add_argument("--k", type=int, default=8)
         if what == "verify":
             new.add_argument("--repair", action="store_true", help="mend what is wrong; a damaged file is kept beside it")
-        if what == "export":
+        if what in ("export", "import"):
             new.add_argument("--out", type=Path, required=True, help="file to write")
 
 
@@ -132,6 +139,7 @@ def parser() -> argparse.ArgumentParser:
     new.add_argument("--model", help="embedded name, hub id or folder (default: SmolLM2-135M-Instruct)")
     new.add_argument("--tasks", help="comma-separated task sets or JSONL files (default: humaneval)")
     new.add_argument("--mode", default="zero-shot", help="comma-separated: zero-shot, ltm")
+    new.add_argument("--preferences", action="store_true", help="grade style and instructions without and with --adapter")
     new.add_argument("--limit", type=int, help="at most so many tasks of each set (default: 0, all)")
     new.add_argument("--seed", type=int, default=0, help="of the samples' random streams (default: 0)")
     new.add_argument("--out", type=Path, help="folder for the samples with their verdicts, and the cards")

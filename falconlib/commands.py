@@ -143,6 +143,8 @@ def evaluate(options: argparse.Namespace) -> int:
     settings = parse_settings(options.set)
     named = options.profile is not None  # a profile brings its own model, task sets and sizes; options given win over it
     base = load_profile(options.profile, settings) if named else override(Profile(), {"tasks.eval_limit": 0} | settings)
+    if options.preferences:
+        return preferences(options, override(base, {"model.name": options.model or base.model.name}))
     tasks = options.tasks.split(",") if options.tasks else list(base.tasks.benchmarks) if named else ["humaneval"]
     table = run_eval(
         options.model or base.model.name, options.adapter, tasks, options.mode.split(","), options.memory, base=base,
@@ -155,6 +157,16 @@ def evaluate(options: argparse.Namespace) -> int:
     echo(table.to_string(index=False, float_format="%.3f"))
     if options.out:
         echo(f"\nsamples: {options.out}")
+    return 0
+
+
+def preferences(options: argparse.Namespace, profile: Profile) -> int:
+    from falconlib.evaluation.preferences import run_preferences
+
+    for table in run_preferences(profile, options.adapter, options.limit or 0, options.out, sys.stderr.isatty()):
+        echo(table.to_string(index=False, float_format="%.2f", na_rep="unknown") + "\n")
+    if options.out:
+        echo(f"answers: {options.out}")
     return 0
 
 
@@ -213,8 +225,12 @@ def compare(options: argparse.Namespace) -> int:
 def memory(options: argparse.Namespace) -> int:
     import json
 
-    from falconlib.memory import LongTermMemory, export, verify
+    from falconlib.memory import LongTermMemory, export, import_export, verify
 
+    if options.what == "import":
+        import_export(options.path, options.out)
+        echo(f"{options.out}")
+        return 0
     if not options.path.is_file():
         raise FalconError(f"{options.path} is no long-term memory: there is no such file", "give the path of a memory.sqlite")
     if options.what == "verify":

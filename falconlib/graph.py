@@ -239,7 +239,7 @@ def check_machine(profile: Profile) -> None:
         embedded.model_dir()
     elif (model.startswith((".", "/", "~")) or model.count("/") > 1) and not Path(model).is_dir():  # a hub id is owner/name
         raise FalconError(f"model.name = {model!r}: there is no such folder", "a folder that holds config.json, or a hub id")
-    if profile.long_term.enabled:
+    if profile.long_term.enabled and profile.long_term.embedder != "policy":  # its model was looked for above
         get_embedder(profile.long_term.embedder)
     if profile.model.device == "cuda":
         import torch
@@ -273,6 +273,7 @@ def data_hashes(profile: Profile) -> dict[str, str]:
     from falconlib.tasks import fingerprint, load_tasks
 
     files = [p for p in sorted((REPO / "data").rglob("*")) if p.is_file() and "downloads" not in p.parts and p.suffix != ".md"]
+    files += sorted((REPO / "results" / "reference").glob("*.csv"))  # measured by benchmarks, shown by notebooks
     found = {path.relative_to(REPO).as_posix(): sha256(path)[:16] for path in files}
     for name in dict.fromkeys((*profile.tasks.train, *profile.tasks.benchmarks)):
         found[f"task set {name}"] = fingerprint(load_tasks(name))[:16]

@@ -20,6 +20,7 @@ from falconlib.judge import Judge
 from falconlib.memory.long_term import LongTermMemory
 from falconlib.policy.generate import Row, generate
 from falconlib.policy.models import Policy, load_policy
+from falconlib.policy.states import recall_from
 from falconlib.records import Task
 from falconlib.rollout import Conductor, stream_seed
 from falconlib.sandbox import Sandbox
@@ -67,7 +68,7 @@ def evaluate(
     everything = [task for tasks in chosen.values() for task in tasks]
     long = None
     if mode == "+LTM":
-        long = LongTermMemory(memory, read_only=True)  # its file names its embedder
+        long = recall_from(memory, profile.model)  # its file names its embedder
         long.blocklist(everything)
     try:
         conductor = Conductor(policy, sandbox, judge, profile, seed, long)
@@ -157,7 +158,7 @@ def run_eval(
                 everything, profile.eval, profile.sandbox,
                 model=f"{policy.name} ({policy.fingerprint})" + (f" with {adapter}" if adapter else ""),
                 mode=mode, seeds=[seed], layers=sandbox.layers, memory=content_hash(recalled),
-            ) | {"stop": list(prompts.STOP), "extraction": "the prefilled code block, up to its closing fence"}  # fmt: skip
+            )  # fmt: skip
             if out is not None:
                 save_samples(Path(out) / FILES[mode], found)
     if out is not None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from falconlib.errors import FalconError
 from falconlib.evaluation.evaluate import check_memory, complete, model_profile
 from falconlib.evaluation.score import Sample, score_samples
-from falconlib.memory.long_term import LongTermMemory
 from falconlib.policy.models import load_policy
+from falconlib.policy.states import recall_from
 from falconlib.records import INFRA_ERROR, Task
 from falconlib.rollout import Conductor
 from falconlib.sandbox import Sandbox
@@ -48,7 +48,7 @@ def solve(
     if memory is not None:
         check_memory(memory)
     policy = load_policy(profile.model, adapter=adapter)
-    long = LongTermMemory(memory, read_only=True) if memory is not None else None
+    long = recall_from(memory, profile.model) if memory is not None else None
     try:
         with Sandbox(profile.sandbox) as sandbox:
             conductor = Conductor(policy, sandbox, None, profile, seed, long)
