@@ -96,6 +96,15 @@ def test_top_p_drops_the_tail_and_keeps_the_token_that_crosses_it():
     assert sorted(set(sample(logits, stream(0, 500), 1.0, 1.0)[0].tolist())) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("spread", [8.0, 0.1], ids=["among the first tokens", "nearly flat"])
+def test_top_p_is_the_same_with_and_without_the_short_cut(spread, monkeypatch):
+    logits = torch.randn(40, 2000, generator=torch.Generator().manual_seed(0)) * spread
+    short = sample(logits, stream(1, 40), 1.0, 0.9)
+    monkeypatch.setattr("falconlib.policy.generate.NUCLEUS", 2000)
+    assert all(torch.equal(a, b) for a, b in zip(short, sample(logits, stream(1, 40), 1.0, 0.9), strict=True))
+    assert len(set(short[0].tolist())) > 5
+
+
 def test_zero_deltas_change_no_bit(tiny_policy):
     fast = FastWeights(tiny_policy.model)
     ids = torch.tensor([tiny_policy.encode(PROMPTS[1])])

@@ -18,6 +18,7 @@ from falconlib.policy.fast_weights import Deltas, FastWeights
 from falconlib.policy.models import Policy
 
 PREFILL_TOKENS = 4096  # [ours] padded prompt tokens per forward: bounds memory, and keeps like lengths together
+NUCLEUS = 256  # [ours] top_p looks among so many tokens first: a text model is rarely less sure
 
 
 @dataclass(frozen=True)
@@ -250,13 +251,16 @@ def sample(logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_
         return logits.argmax(-1), torch.zeros(len(logits))
     logprobs = torch.log_softmax(logits / temperature, -1)
     weights = logprobs.exp()
+    order = None
     if top_p < 1:
-        ranked, order = weights.sort(-1, descending=True)
-        tail = ranked.cumsum(-1) - ranked >= top_p  # the token that crosses top_p stays
-        weights = weights.scatter(-1, order, ranked.masked_fill(tail, 0.0))
+        weights, order = weights.topk(min(NUCLEUS, weights.shape[-1]), -1)
+        if (weights.sum(-1) < top_p).any():  # a flat distribution: sorting the whole vocabulary takes six times as long
+            weights, order = logprobs.exp().sort(-1, descending=True)
+        weights = weights.masked_fill(weights.cumsum(-1) - weights >= top_p, 0.0)  # the token that crosses top_p stays
     total = weights.double().cumsum(-1)
-    token = torch.searchsorted(total, (uniform[:, None] * total[:, -1:])).squeeze(-1).clamp(max=logits.shape[-1] - 1)
-    return token, logprobs.gather(-1, token[:, None]).squeeze(-1)
+    token = torch.searchsorted(total, (uniform[:, None] * total[:, -1:])).clamp(max=weights.shape[-1] - 1)
+    token = token if order is None else order.gather(-1, token)
+    return token.squeeze(-1), logprobs.gather(-1, token).squeeze(-1)
 
 
 def left_pad(sequences: Sequence[Sequence[int]], policy: Policy) -> tuple[torch.Tensor, torch.Tensor]:
