@@ -6,9 +6,13 @@ system prompt) and a prefilled code fence. Nothing here samples, runs or scores.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import textwrap
+import warnings
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from falconlib.errors import FalconError
@@ -81,23 +85,69 @@ def target_text(code: str, task: Task) -> str:
 
 
 CODE_LINE = re.compile(r"^(?:def \w+\(|class \w+|import \w|from \S+ import |@\w|[ \t]+\S|\w+(?:, \w+)* = |print\()", re.MULTILINE)
-BLOCK = re.compile(r"^[ \t]*```[\w+-]*[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
+OPENING = re.compile(r"^([ \t]*)(`{3,}|~{3,})[^`\n]*\n", re.MULTILINE)
+CUTS = 16  # at most so many fences are looked at, and so many ends of a block: no chat has more
 
 
-def extract_program(completion: str, prefix: str = "") -> str:
+def extract_program(completion: str, prefix: str = "", entry_point: str | None = None) -> str:
     """The program in a completion, `prefix` included.
 
-    Text up to the first fence when it is code (the prefilled fence was open); else the first fenced block that defines
-    a function, else the first block, else everything. A block that states the header of `prefix` again replaces it,
-    with the imports and helpers of `prefix` kept in front. Line ends become "\\n"; tabs become four spaces only where
-    they would clash with a prefix; otherwise the program is a substring of prefix + completion.
+    Without a fence: everything. Else the best of the text up to the first fence, when that is code (the prefilled fence was
+    open), and of the fenced blocks: one that continues `prefix`, or defines `entry_point` (None: the last function of
+    `prefix`, or anything); one without syntax errors before one with them, an early one before a late one.
+    A fence in a string ends nothing. A block that states the header of `prefix` again replaces it, with the imports and
+    helpers of `prefix` kept in front. Line ends become "\\n"; a block loses the indentation of its fence; tabs become four
+    spaces only where they would clash with a prefix; otherwise the program is a substring of prefix + completion.
     """
     text = completion.replace("\r\n", "\n").replace("\r", "\n")
-    body = text.split(FENCE, 1)[0]
-    if body != text and not CODE_LINE.search(body):
-        blocks = BLOCK.findall(text) or [body]
-        body = next((b for b in blocks if re.search(r"^(?:def|class) ", b, re.MULTILINE)), blocks[0])
+    header = re.findall(r"^(?:async )?def (\w+)", prefix, re.MULTILINE)
+    name = re.escape(entry_point or "".join(header[-1:]))
+    asked = re.compile(rf"^(?:(?:async )?def|class) +{name or '[^ ]+'} *[(:]" + f"|^{name} = " * bool(name), re.MULTILINE)
+
+    def rank(body: str) -> tuple[bool, bool, bool, bool]:
+        suits = bool(asked.search(body) or (prefix and body.lstrip("\n")[:1] in (" ", "\t")))
+        good = parses(join(prefix, body))
+        return suits and good, suits, bool(re.search(r"^(?:def|class) ", body, re.MULTILINE)), good
+
+    fences = [m.start() for m in islice(re.finditer(rf"{FENCE}|^[ \t]*~~~", text, re.MULTILINE), CUTS)]
+    body = text[: end(prefix, text, 0, fences)]
+    if fences:
+        head = [body] if CODE_LINE.search(body) and any(rank(body)) else []  # prose may look like code
+        body = max([*head, *blocks(prefix, text)] or [body], key=rank)
     return join(prefix, body.rstrip()) if prefix else body.rstrip().lstrip("\n")
+
+
+def blocks(prefix: str, text: str) -> list[str]:
+    """The contents of the fenced blocks, of backticks or tildes, without the indentation of the fence."""
+    found, place = [], 0
+    while len(found) < CUTS and (opening := OPENING.search(text, place)):
+        closings = re.compile(rf"^[ \t]*{opening[2]}[^\n]*", re.MULTILINE).finditer(text, opening.end())
+        place = end(prefix, text, opening.end(), [m.start() for m in islice(closings, CUTS)])
+        found.append(re.sub(f"^{opening[1]}", "", text[opening.end() : place], flags=re.MULTILINE))
+        place = text.find("\n", place) + 1 or len(text)
+    return found
+
+
+def end(prefix: str, text: str, start: int, fences: list[int]) -> int:
+    """Where the program that begins at `start` ends: at the last of the fences or the end of the text before which there is
+    no syntax error (then the fences before it stand in strings), else at the first."""
+    ends = [*fences, len(text)]
+    for place in reversed(ends) if fences else ():
+        code = textwrap.dedent(text[start:place]) if start else text[:place]
+        if parses(join(prefix, code)) and not re.search(r"^~~~+\w", code, re.MULTILINE):  # to Python `~~~python` is an expression
+            return place
+    return ends[0]
+
+
+def parses(code: str) -> bool:
+    """Whether Python's grammar accepts the program."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the program's own odd escapes are none of our business
+            ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
 
 
 def join(prefix: str, body: str) -> str:

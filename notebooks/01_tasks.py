@@ -139,6 +139,7 @@ try:
     sets["mbpp"] = load_tasks("mbpp")
 except FalconError as missing:
     print(f"MBPP is left out.\n{missing.remedy}")
+sets |= {name: load_tasks(name) for name in (*settings.train, *settings.benchmarks) if name not in sets}  # one's own files
 counts = pd.DataFrame({name: Counter(task.split for task in tasks) for name, tasks in sets.items()}).fillna(0).astype(int)
 display(Markdown(markdown(counts.rename_axis("split").reset_index())))
 measured = {n: len(load_tasks(n, "test", settings.eval_limit, settings.seed)) for n in settings.benchmarks}
@@ -205,7 +206,8 @@ stage.save_figure(drawn, f"{stage.key}/difficulty", levels)
 counted = ", ".join(f"{name} {int(levels[name].sum())}" for name in names)
 alt = f"Stacked bars of measured difficulty by place in the family: {counted}."
 display(Image(filename=str(stage.path(f"{stage.key}/difficulty.png")), metadata={"alt": alt}, width=700))
-display(Markdown(" · ".join(f"{key}: {value}" for key, value in read_json(basics_set.RATES).items() if key != "passed")))
+facts = {key: value for key, value in read_json(basics_set.RATES).items() if key not in ("passed", "tasks")}
+display(Markdown(" · ".join(f"{key}: {value}" for key, value in facts.items())))
 
 # %% [markdown]
 # ## Could an answer leak?
@@ -229,8 +231,9 @@ def nearest(tasks, train):
     for task, row in zip(tasks, cosines, strict=True):
         own, best = ngrams(description(task), 4), int(np.argmax(row))
         rows.append({"task": task.task_id, "nearest": train[best].task_id, "cosine": float(row[best])})
-        rows[-1] |= {"4-grams": len(own & seen) / len(own) if own else None, "same program": bool(shapes(task.gold) & programs)}
-    return pd.DataFrame(rows)
+        same = bool(shapes(task.gold or "") & programs)
+        rows[-1] |= {"4-grams": len(own & seen) / len(own) if own else None, "same program": same}
+    return pd.DataFrame(rows, columns=["task", "nearest", "cosine", "4-grams", "same program"]).astype({"cosine": float})
 
 
 learnt = [task for name in settings.train if name in sets for task in sets[name] if task.split == "train"]
@@ -268,7 +271,8 @@ for leak in [leak for why in dropped.values() for leak in why][:8]:
 by_id = {task.task_id: task for tasks in sets.values() for task in tasks}
 pair = closest.iloc[0]
 for role, name in (("measured on", pair["task"]), ("learnt from", pair["nearest"])):
-    display(Markdown(f"{role} **{name}**: {by_id[name].prompt}\n\n```python\n{by_id[name].gold.rstrip()}\n```"))
+    code = (by_id[name].gold or "# no reference program").rstrip()
+    display(Markdown(f"{role} **{name}**: {by_id[name].prompt}\n\n```python\n{code}\n```"))
 
 # %% [markdown]
 # *Figure: how close every held-out task comes to the nearest training task, per set; the dashed line is the bound above which
@@ -305,7 +309,7 @@ for name, tasks in sets.items():
         near = found[name][found[name]["task"].isin([task.task_id for task in part])]
         row = {"set": name, "split": split, "tasks": len(part), "families": len({t.family for t in part if t.family})}
         row |= {"tests": median(len(t.tests) for t in part), "words": median(len(t.prompt.split()) for t in part)}
-        row |= {"program lines": median(len(t.gold.strip().splitlines()) for t in part)}
+        row |= {"program lines": median([len(t.gold.strip().splitlines()) for t in part if t.gold] or [0])}
         row |= {"nearest train, max cosine": near["cosine"].max() if len(near) else None}
         row |= {"same program as a train task": int(near["same program"].sum()) if len(near) else None}
         rows.append(row | {"fingerprint": fingerprint(part)[:12]})
@@ -351,7 +355,7 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 #
 # `load_tasks("my.jsonl")` accepts any such file, and `my.parquet` with the same columns. Tasks without a `split` belong to
 # "test": nothing is trained on unasked. The same path works as a task set of a profile, for example
-# `--set tasks.benchmarks=[my.jsonl]`.
+# `--set tasks.benchmarks=my.jsonl`.
 #
 # </details>
 

@@ -60,6 +60,8 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 from falconlib.evaluation.stats import wilson
+from falconlib.evaluation.submissions import card_text
+from falconlib.files import read_json
 from falconlib.reporting import start
 from falconlib.reporting.report import Figure, Section, readme_table, write_report
 from falconlib.reporting.tables import markdown, metrics_table, summary
@@ -116,6 +118,12 @@ display(published.style.hide(axis="index").format({"rltf": "{:.1%}", "falcon": "
 #
 # Our zero-shot number for each row: the same metric where samples were drawn; greedy decoding stands in for pass@1 where they
 # were not. An empty cell was not measured by this profile.
+
+# %%
+first = f"train/{stage.profile.arms[0]}-s{stage.profile.seeds[0]}"
+card = read_json(stage.find(f"{first}/card.json"))["zero-shot"]
+card = card_text(card | {"model": card["model"] + "; the other arms: with their own adapter"})
+print(card)
 
 # %%
 main, rows = tables["main"], []
@@ -184,7 +192,7 @@ short.append(f"{sure} of {len(paired)} paired comparisons are significant after 
 if not sure:
     short.append(f"**Profile `{stage.profile.name}` shows no effect of any arm that chance would not explain: it demonstrates "
                  "the method at work, it does not rank the arms.**")  # fmt: skip
-train = stage.find(f"train/{stage.profile.arms[0]}-s{stage.profile.seeds[0]}/samples.jsonl.gz").parents[1]
+train = stage.find(f"{first}/samples.jsonl.gz").parents[1]
 metrics = metrics_table(train)
 effects = [name for name in ("reward_unit", "pass_rate", "inner_gain", "memory_effect", "length") if name in metrics]
 learnt = metrics.dropna(subset=["reward_unit"]) if effects else metrics.head(0)
@@ -220,6 +228,7 @@ judged = tables["preferences"].drop(columns=["p", "judge"])
 beside = [name for name in paper.columns if not name.endswith("interval") and name != "our base"]
 sections = [
     Section("In short", "\n".join(f"* {line}" for line in short)),
+    Section("Evaluation card", f"```text\n{card}\n```"),
     Section("Benchmarks", f"{markdown(summary(main))}\nCost of each arm:\n\n{markdown(costs, 0)}", found["pass_at_k"]),
     Section("Differences between arms", markdown(paired), found["paired"]),
     Section("How the programs ended", f"{markdown(tables['outcomes'])}\nErrors:\n\n{markdown(tables['errors'], 2)}"),

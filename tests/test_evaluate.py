@@ -76,6 +76,15 @@ def test_a_table_with_intervals_per_mode_and_set(tmp_path, memory):
         assert len(samples) == 2 * 2 * 3 and all(s.status for s in samples)
 
 
+def test_a_set_without_any_verdict_is_said_to_have_none(capsys, monkeypatch):
+    broken = Sample("HumanEval/0", "humaneval", 0, "", "", greedy=True, status=INFRA_ERROR, error_class="BrokenTests: test 0")
+    passed = Sample("basics/a", "basics", 0, "", "", greedy=True, status="pass")
+    monkeypatch.setattr(evaluate, "evaluate", lambda *arguments, **more: [broken, passed])
+    code, out, _ = call(capsys, "eval", "--model", "tiny", "--tasks", "basics,humaneval", "--limit", "1")
+    notes = [line for line in out.splitlines() if line.startswith("note: ")]
+    assert code == 0 and notes == ["note: zero-shot: no program of humaneval got a verdict (1 BrokenTests: test 0)"]
+
+
 def test_the_same_seed_gives_the_same_samples(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         quiet(["basics"], ["zero-shot"], samples=2, limit=2, seed=seed, out=tmp_path / name)

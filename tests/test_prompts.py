@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,7 @@ BODY = "    return sum(values)"
 CODE = "def total(values):\n    return sum(values)"
 FULL = HEADER.rstrip() + "\n" + BODY
 HELPER = "def h():\n    pass\n\n\n"
+DOC = 'def total(values):\n    """Sum.\n\n    ```\n    total([1])\n    ```\n    """\n    return sum(values)'
 TABLE = {
     # name: (completion, prefix, program)
     "up to the closing fence": (f"{CODE}\n```\nThis adds.", "", CODE),
@@ -119,6 +121,21 @@ TABLE = {
     "helper, then the header again": (f"{HELPER}def f(x):\n    return 1", "def f(x):", f"{HELPER}def f(x):\n    return 1"),
     "body, then the header again": (f"\n{BODY}\n\n\n{CODE}\n```", HEADER.rstrip(), f"{FULL}\n\n\n{CODE}"),
     "empty body": ("", "def f(x):", "def f(x):"),
+    "tildes": (f"Here:\n~~~python\n{CODE}\n~~~\nDone.", "", CODE),
+    "only tildes": (f"~~~python\n{CODE}\n~~~", HEADER, f"from typing import List\n\n\n{CODE}"),
+    "four backticks": (f"````python\n{CODE}\n````", "", CODE),
+    "info string": (f'Sure:\n```python title="a.py"\n{CODE}\n```', "", CODE),
+    "fence in a list": ("1. So:\n\n   ```python\n   def f():\n       return 1\n   ```\n", "", "def f():\n    return 1"),
+    "usage first": (f"It is used so:\n```python\nprint(total([1]))\n```\nIt is:\n```python\n{CODE}\n```", "", CODE),
+    "helper block first": (f"A helper:\n```python\ndef h(x):\n    return x\n```\nThen:\n```python\n{CODE}\n```", HEADER,
+                           f"from typing import List\n\n\n{CODE}"),
+    "broken block first": (f"```python\ndef total(values:\n```\nNo, so:\n```python\n{CODE}\n```", "", CODE),
+    "prose like an assignment": (f"Here = the function\n```python\n{CODE}\n```", "", CODE),
+    "prose like an import": (f"from here import this\n```python\n{CODE}\n```", "", CODE),
+    "indented prose": (f"Sure!\n   It goes so:\n```python\n{CODE}\n```", "", CODE),
+    "fence in a docstring": (f"{DOC}\n```", "", DOC),
+    "fence in a docstring of a block": (f"So:\n```python\n{DOC}\n```\nAnd so on.", "", DOC),
+    "fence in a string of a body": ('\n    s = "```"\n    return s\n```', "def f():", 'def f():\n    s = "```"\n    return s'),
 }  # fmt: skip
 
 
@@ -126,6 +143,19 @@ TABLE = {
 def test_extract_program(name):
     completion, prefix, program = TABLE[name]
     assert extract_program(completion, prefix) == program
+
+
+def test_the_block_that_defines_what_is_asked_for():
+    chat = f"A helper:\n```python\ndef h(x):\n    return x\n```\nThen:\n```python\n{CODE}\n```"
+    assert extract_program(chat, entry_point="total") == CODE
+    assert extract_program(chat, entry_point="h") == extract_program(chat) == "def h(x):\n    return x"
+
+
+def test_no_chat_takes_long():
+    for text in ("```\n" * 5000, "~~~\n" * 5000, "```python\n" + "a" * 10**5, "def " * 10**4, " " * 10**5 + "```"):
+        begun = time.process_time()
+        extract_program(text), extract_program(text, HEADER)
+        assert time.process_time() - begun < 2, text[:10]
 
 
 REAL = [json.loads(line) for line in Path(__file__).with_name("extraction_cases.jsonl").read_text("utf-8").splitlines()]

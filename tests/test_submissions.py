@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 
 from falconlib import cli
-from falconlib.config import SandboxConfig
+from falconlib.config import EvalConfig, SandboxConfig
+from falconlib.errors import FalconError
 from falconlib.evaluation import load_samples, save_samples, score_samples
+from falconlib.evaluation.score import evaluation_card
 from falconlib.evaluation.submissions import as_text, load_submissions, result
 from falconlib.records import INFRA_ERROR, Task
 from falconlib.sandbox import Sandbox
@@ -95,6 +97,8 @@ def test_mbpp_ids_in_every_spelling(tmp_path):
     samples = load_submissions(write(tmp_path / "s.jsonl.gz", rows), MBPP)
     assert [(s.task_id, s.index) for s in samples] == [*(("mbpp/11", i) for i in range(4)), ("mbpp/12", 0)]
     assert all(s.code == ONE for s in samples)
+    plus = [replace(task, task_id=task.task_id.capitalize(), dataset="mbppplus") for task in MBPP]
+    assert [s.task_id for s in load_submissions(tmp_path / "s.jsonl.gz", plus)] == ["Mbpp/11"] * 4 + ["Mbpp/12"]
 
 
 GOOD = {"task_id": "HumanEval/0", "completion": "    pass\n"}
@@ -123,6 +127,14 @@ def test_bad_lines_are_named_and_nothing_is_scored(capsys, tmp_path, rows, messa
     assert code == 2 and out == "" and message in err and "Traceback" not in err and len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_byte_order_mark_is_no_error_and_a_folder_is_one(tmp_path):
+    (tmp_path / "s.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode())
+    assert len(load_submissions(tmp_path / "s.jsonl", TASKS)) == 1
+    for name, what in (("", "is a folder"), ("none.jsonl", "is missing")):
+        with pytest.raises(FalconError, match=what):
+            load_submissions(tmp_path / name, TASKS)
+
+
 def test_broken_files(capsys, tmp_path):
     whole = write(tmp_path / "s.jsonl.gz", [{**GOOD, "noise": str(i * 7919)} for i in range(2000)]).read_bytes()
     middle = bytearray(whole)
@@ -137,7 +149,20 @@ def test_broken_files(capsys, tmp_path):
     assert call(capsys, "score", tmp_path / "deep.jsonl")[0] == 2
 
 
-@pytest.mark.parametrize("option", [["--k", "0"], ["--k", "one"], ["--k", "1,"], ["--out", "x.jsonl"], ["--tasks", "humanevil"]])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--k", "0"],
+        ["--k", "one"],
+        ["--k", "1,"],
+        ["--out", "x.jsonl"],
+        ["--tasks", "humanevil"],
+        ["--cpu-s", "0"],
+        ["--cpu-s", "inf"],
+        ["--cpu-s", "nan"],
+        ["--tasks", "codal"],
+    ],
+)
 def test_bad_options_are_refused_at_once(capsys, tmp_path, option):
     code, out, err = call(capsys, "score", write(tmp_path / "s.jsonl", [GOOD]), *option)
     assert code == 2 and out == "" and option[1] in err and "remedy: " in err
@@ -180,7 +205,7 @@ def test_gaps_are_reported(tmp_path):
         and part["missing_tasks"] == ["mbpp/12"]
         and part["timeouts"] == 1
     )
-    assert part["notes"] == ["1 of 2 tasks have no sample (mbpp/12): the numbers are for the others"]
+    assert part["notes"] == ["1 of 2 tasks have no sample ('mbpp/12'): the numbers are for the others"]
     uneven = found(tmp_path, {"mbpp/11": "pp", "mbpp/12": "f"})
     assert uneven["pass@1"] == 0.5 and "pass@2" not in uneven and uneven["samples_per_task"] == [1, 2]
     assert uneven["notes"][0] == "unequal counts: 1 to 2 samples per task, 1 tasks have fewer than 2"
@@ -248,7 +273,8 @@ def test_help_explains_the_formats(capsys):
     code, out, _ = call(capsys, "score", "--help")
     text = " ".join(out.split())
     assert code == 0 and all(
-        word in text for word in ("completion", "solution", "humanevalplus", ".jsonl.gz", "several lines of one task")
+        word in text
+        for word in ("standard library only", "completion", "solution", "humanevalplus", ".jsonl.gz", "several lines of one task")
     )
 
 
@@ -270,6 +296,60 @@ def test_return_none_scores_exactly_zero(capsys, tmp_path):
     numbers = json.loads(out)
     assert code == 0 and numbers["pass@1"] == 0.0 and numbers["unknown"] == 0 and numbers["samples"] == 164
     assert set(numbers["statuses"]) <= {"fail", "runtime_error"}
+
+
+def test_out_never_replaces_what_is_read_and_is_tried_first(capsys, tmp_path):
+    path = write(tmp_path / "s.jsonl.gz", [GOOD])
+    kept = path.read_bytes()
+    (tmp_path / "folder.gz").mkdir()
+    (tmp_path / "file").write_text("x")
+    outs = {path: "would replace a file", tmp_path / "folder.gz": "is a folder", tmp_path / "file" / "v.gz": "cannot write"}
+    for out, message in outs.items():
+        code, printed, err = call(capsys, "score", path, "--out", out)
+        assert code == 2 and printed == "" and message in err, out
+    own = write(tmp_path / "own.jsonl.gz", [{"task_id": "a", "prompt": "p", "tests": ["assert f()"]}])
+    code, printed, err = call(capsys, "score", path, "--tasks", own, "--out", own)
+    assert code == 2 and path.read_bytes() == kept and load_tasks(str(own))
+
+
+def test_the_numbers_are_printed_before_the_verdicts_are_saved(capsys, tmp_path, monkeypatch):
+    def full(path, samples):
+        raise FalconError("the disk is full")
+
+    monkeypatch.setattr("falconlib.evaluation.save_samples", full)
+    code, out, err = call(capsys, "score", write(tmp_path / "s.jsonl", [GOOD]), "--k", "1", "--out", tmp_path / "v.gz")
+    assert code == 2 and "\npass@1: 0.000\n" in out and "the disk is full" in err
+
+
+def test_broken_tests_are_named_with_their_reason(capsys, tmp_path):
+    """A task whose tests assert nothing or end their process judges nobody: it is said, and nothing scored is a failure."""
+    tests = {"a": "assert f() == 0", "b": "f()", "c": "import sys; sys.exit(3)"}
+    own = write(tmp_path / "own.jsonl", [{"task_id": n, "prompt": "p", "tests": [t]} for n, t in tests.items()])
+    rows = [{"task_id": name, "solution": "import numpy\n" * (name == "a") + "def f():\n    return 0\n"} for name in tests]
+    code, out, _ = call(capsys, "score", write(tmp_path / "s.jsonl", rows), "--tasks", own, "--k", "1")
+    assert code == 0 and "note: 1 samples import what is not there: programs see the standard library only" in out
+    assert (
+        "note: 2 tasks have broken tests and judge nothing ('b': no assertion was executed; 'c': " in out and "SystemExit" in out
+    )
+    code, out, _ = call(capsys, "score", write(tmp_path / "s.jsonl", rows[1:]), "--tasks", own, "--k", "1")
+    assert code == 1 and "pass@1: unknown" in out
+
+
+def test_greedy_samples_alone_are_said_to_be_greedy(tmp_path):
+    path = write(tmp_path / "s.jsonl", [{"task_id": 11, "completion": ONE, "greedy": True}])
+    samples = [replace(s, status="pass") for s in load_submissions(path, MBPP[:1])]
+    full = result(MBPP[:1], samples, SandboxConfig(), {}, (1, 5))
+    assert full["greedy"] == 1.0 and "pass@1" not in full and full["card"]["packages"] == "standard library only"
+    assert full["notes"] == ["all samples are marked greedy: `greedy` is their number, pass@k needs sampled ones"]
+    assert full["card"]["extraction"].startswith("solution: as it stands; completion: behind its prompt")
+
+
+def test_the_card_tells_the_k_that_the_samples_allow():
+    def ks(samples, **more):
+        settings = {"model": "m", "mode": "zero-shot", "seeds": [0], "layers": {}, **more}
+        return evaluation_card(MBPP, EvalConfig(samples=samples), SandboxConfig(), **settings)["k"]
+
+    assert (ks(0), ks(5), ks(5, ks=(1, 5, 10)), ks(10, ks=(1, 5, 10))) == ([], [1, 5], [1, 5], [1, 5, 10])
 
 
 def test_a_task_set_of_ones_own(capsys, tmp_path):

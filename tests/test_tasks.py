@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import random
+import re
 from collections import Counter
 from importlib import metadata
 
@@ -19,7 +20,6 @@ from falconlib.records import from_json, to_json
 from falconlib.sandbox import Sandbox, program_for
 from falconlib.tasks import (
     apps,
-    codal,
     files,
     fingerprint,
     hub,
@@ -259,7 +259,9 @@ def test_codal(data_folder):
     write(
         data_folder / "codal" / "test.jsonl", [{"instruction": "Explain.", "preference": "code-readability", "x_response": "y"}]
     )
-    assert [(t.task_id, t.prompt, t.family, t.tests) for t in codal.load()] == [("codal/1", "Explain.", "code-readability", ())]
+    assert [(t.task_id, t.prompt, t.family, t.tests) for t in load_tasks("codal")] == [
+        ("codal/1", "Explain.", "code-readability", ())
+    ]
 
 
 def test_hub_writes_what_the_loader_reads(data_folder, monkeypatch):
@@ -299,6 +301,53 @@ def test_own_file(tmp_path):
     assert load_tasks(str(packed)) == [task]
 
 
+def test_own_columns_are_ignored_and_suffixes_may_be_capitals(tmp_path):
+    """A byte order mark is no part of the first row."""
+    path = tmp_path / "own.JSONL.GZ"
+    path.write_bytes(gzip.compress(b"\xef\xbb\xbf" + json.dumps({**GOOD, "difficulty": 3, "text": "x"}).encode()))
+    assert load_tasks(str(path)) == load_tasks(str(parquet(tmp_path / "own.PARQUET", [GOOD])))
+
+
+def test_known_sets_by_path(data_folder):
+    """The columns tell which set a file is; a folder is the tables in it, or APPS's original folders, at any depth."""
+    write(data_folder / "mbpp" / "mbpp.jsonl", [MBPP_ROW])
+    write(data_folder / "codal" / "test.jsonl", [{"instruction": "Explain.", "preference": "code-readability"}])
+    for name, stem in (("mbpp", "mbpp/mbpp"), ("codal", "codal/test")):
+        assert load_tasks(str(data_folder / f"{stem}.jsonl")) == load_tasks(name) != []
+    folder = data_folder / "apps" / "APPS" / "train" / "0007"
+    folder.mkdir(parents=True)
+    (folder / "question.txt").write_text("Add.")
+    (folder / "input_output.json").write_text(apps_row()["input_output"])
+    found = [load_tasks(str(path)) for path in (folder.parent, folder.parents[1], folder.parents[2])]
+    assert found[0] == found[1] == found[2] == load_tasks("apps") and found[0][0].task_id == "apps/train/7"
+    write(data_folder / "apps" / "train.jsonl", [apps_row(9), apps_row(10, input_output="")])
+    assert load_tasks(str(data_folder / "apps" / "train.jsonl")) == load_tasks(str(data_folder / "apps")) == load_tasks("apps")
+    (folder / "metadata.json").write_bytes(b"\xff")
+    with pytest.raises(FalconError, match=r"APPS/train/0007: UnicodeDecodeError"):
+        load_tasks(str(folder.parent))
+    with pytest.raises(FalconError, match="holds no task with tests"):
+        load_tasks(str(folder))
+
+
+def test_data_folders_in_their_order(data_folder, monkeypatch):
+    """$FALCON_DATA first, then data/, then data/downloads."""
+    roots = [data_folder / "own", data_folder, data_folder / "downloads"]
+    monkeypatch.setenv("FALCON_DATA", str(roots[0]))
+    for root in reversed(roots):
+        path = write(root / "mbpp" / "mbpp.jsonl", [MBPP_ROW])
+        assert files.find("mbpp/mbpp", "", files.SUFFIXES) == path
+
+
+def test_the_exercise_of_the_notebook_names_ones_own_file():
+    from falconlib.commands import parse_settings
+
+    text = (files.DATA.parent / "notebooks" / "01_tasks.py").read_text(encoding="utf-8")
+    (setting,) = re.findall(r"`--set (tasks\.benchmarks=[^`]+)`", text)
+    assert parse_settings([setting]) == {"tasks.benchmarks": ["my.jsonl"]}
+
+
+EVALPLUS_ROW = {"task_id": "E/0", "prompt": "def f(x):\n", "entry_point": "f", "base_input": [[1]], "plus_input": [],
+                "canonical_solution": "    return x\n"}  # fmt: skip
 GOOD = {"task_id": "a", "prompt": "p", "tests": ["assert f()"]}
 BAD = {
     "broken JSON": ("{", r"own.jsonl line 2: broken JSON"),
@@ -311,6 +360,45 @@ BAD = {
     "truth value as number": ({**GOOD, "task_id": "b", "visible": True}, r"line 2: field 'visible' is bool, int is expected"),
     "visible too large": ({**GOOD, "task_id": "b", "visible": 2}, r"line 2: visible = 2, but there are 1 tests"),
     "unknown field": ({**GOOD, "task_id": "b", "test": "x"}, r"unknown field 'own.jsonl line 2: test'"),
+    "a setup that solves the task": (
+        {**GOOD, "task_id": "b", "entry_point": "f", "setup": "def f(): pass"},
+        r"line 2: setup defines 'f'",
+    ),
+    "tests that are no Python": (
+        {**GOOD, "task_id": "b", "tests": ["assert f( == 1"]},
+        r"line 2: SyntaxError: .*tests\[0\]",
+    ),
+    "a setup that is no Python": ({**GOOD, "task_id": "b", "setup": "def ("}, r"line 2: SyntaxError: .*setup"),
+    "no case of standard input": (
+        {**GOOD, "task_id": "b", "mode": "stdio", "tests": ['{"input": "x"}']},
+        r"line 2: tests: field 'output'",
+    ),
+    "half a character": ({**GOOD, "task_id": "b", "prompt": "\ud83d"}, r"line 2: UnicodeEncodeError"),
+    "MBPP without a number": ({**MBPP_ROW, "task_id": 975}, r"line 2: task_id 975 is none of MBPP's"),
+    "MBPP without tests": ({**MBPP_ROW, "test_list": []}, r"line 2: tests must be a list"),
+    "MBPP with blank tests": ({**MBPP_ROW, "test_list": ["assert add(1, 2) == 3", " "]}, r"line 2: tests must be a list"),
+    "MBPP with numbers as tests": ({**MBPP_ROW, "test_list": [1]}, r"line 2: TypeError"),
+    "MBPP with a broken assert": ({**MBPP_ROW, "test_list": ["assert add( == 3"]}, r"line 2: SyntaxError"),
+    "APPS with a number as inputs": (
+        apps_row(input_output='{"inputs": 5, "outputs": 5}'),
+        r"line 2: input_output: field 'inputs' is int",
+    ),
+    "APPS with texts as inputs": (
+        apps_row(input_output='{"inputs": "a", "outputs": "b"}'),
+        r"line 2: input_output: field 'inputs' is str",
+    ),
+    "APPS that calls with no list": (
+        apps_row(input_output='{"inputs": ["x"], "outputs": [1], "fn_name": "f"}'),
+        r"line 2: 'f' is to be called",
+    ),
+    "APPS that calls what is no name": (
+        apps_row(input_output='{"inputs": [[]], "outputs": [1], "fn_name": "f()"}'),
+        r"line 2: 'f\(\)' is to be",
+    ),
+    "APPS with broken solutions": (apps_row(solutions='["x'), r"line 2: JSONDecodeError"),
+    "APPS with numbers as solutions": (apps_row(solutions="[1]"), r"line 2: solutions is no list of programs"),
+    "EvalPlus without inputs": (EVALPLUS_ROW | {"base_input": [], "plus_input": []}, r"line 2: no inputs"),
+    "EvalPlus with a huge tolerance": (EVALPLUS_ROW | {"atol": 10**400}, r"line 2: OverflowError"),
     "unknown split": ({**GOOD, "task_id": "b", "split": "dev"}, r"line 2: split 'dev' is unknown"),
     "nested a thousandfold": ("[" * 100_000, r"own.jsonl line 2: broken JSON"),
     "repeated id": (GOOD, r"line 2: task_id 'a' is that of line 1"),
@@ -352,11 +440,11 @@ def test_parquet_gives_the_same_tasks(data_folder):
     for stem, rows in {**sets, "humaneval/HumanEval": official}.items():
         write(data_folder / f"{stem}.jsonl", rows)
         parquet(data_folder / f"{stem}.parquet", rows)
-    loaders = {"mbpp/mbpp": mbpp.load, "apps/train": apps.load, "codal/test": codal.load}
-    for stem, load in loaders.items():
-        both = load()  # JSON lines come first: nothing is read twice
+    for stem, name in {"mbpp/mbpp": "mbpp", "apps/train": "apps", "codal/test": "codal"}.items():
+        both = load_tasks(name)  # JSON lines come first: nothing is read twice
+        assert load_tasks(str(data_folder / f"{stem}.jsonl")) == both  # the columns tell which set it is
         (data_folder / f"{stem}.jsonl").unlink()
-        assert load() == both != []
+        assert load_tasks(name) == both != []
     assert load_tasks(str(data_folder / "own.parquet")) == load_tasks(str(data_folder / "own.jsonl"))
     read = [[row for _, row in files.read_rows(data_folder / f"humaneval/HumanEval{s}")] for s in (".jsonl", ".parquet")]
     assert read[0] == read[1] == official

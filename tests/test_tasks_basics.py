@@ -195,6 +195,57 @@ def test_hidden_asserts_kill_mutants():
     assert constants == []
 
 
+# One-line guesses at what a task wants, by number of arguments. They run here: they are ours, and small on these inputs.
+GUESSES = {
+    1: "x; 0; 1; x[0]; x[-1]; x[1:]; x[:-1]; x[::-1]; len(x); len(x) <= 1; len(x) > 0; len(x) % 2 == 0; len(set(x)); "
+    "len(x.split()); len(str(x)); max(x); min(x); max(x) - min(x); max(x, key=len); max(x, key=x.count); max(map(len, x)); "
+    "sum(x); sum(x) / len(x); sum(x) // len(x); sorted(x); sorted(x, reverse=True); sorted(x, key=len); sorted(set(x)); "
+    "sorted(x)[-2]; set(x); list(dict.fromkeys(x)); x == x[::-1]; x == sorted(x); bool(x); not x; any(x); all(x); "
+    "x.lower(); x.upper(); x.title(); x.capitalize(); x.swapcase(); x.strip(); x.split(); x.split(','); x.split()[0]; "
+    "x.split()[-1]; x.isdigit(); x.isalpha(); x.isupper(); x.istitle(); x[:1].isupper(); abs(x); -x; x + 1; x - 1; x * 2; "
+    "x * x; x // 2; x / 2; x % 2 == 0; x > 0; x >= 18; x % 10; int(x); str(x); str(x)[::-1]; bin(x)[2:]; round(x); "
+    "sum(map(int, str(x))); [a for a in x if a]; [a for a in x if a > 0]; [a for a in x if x.count(a) == 1]; "
+    "[a * 2 for a in x]; sum(a > 0 for a in x); sum(len(a) for a in x); ' '.join(x); ''.join(x); ''.join(sorted(x)); "
+    "x.replace(' ', ''); list(x.values()); sum(x.values()); max(x.values()); max(x, key=x.get); [list(r) for r in zip(*x)]",
+    2: "x; y; True; False; x + y; x - y; y - x; x * y; x // y; -(-x // y); x % y; x / y; x % y == 0; abs(x - y); max(x, y); "
+    "min(x, y); x == y; x != y; x < y; x > y; x <= y; x >= y; x and y; x or y; x ^ y; x & y; x | y; x in y; y in x; "
+    "x not in y; set(x) <= set(y); set(x) == set(y); x.count(y); x.index(y); x.find(y); x.split(y); x[y]; x[y - 1]; x[:y]; "
+    "x[y:]; x[-y:]; x[y:] + x[:y]; x[::y]; x.startswith(y); x.endswith(y); [a for a in x if a > y]; "
+    "[a for a in x if a >= y]; [a for a in x if a < y]; [a for a in x if a != y]; [a for a in x if a in y]; "
+    "[a for a in x if a not in y]; sum(a > y for a in x); len(x) == len(y); sorted(x) == sorted(y); sorted(x + y); "
+    "list(zip(x, y)); dict(zip(x, y)); [a + b for a, b in zip(x, y)]; [a * y for a in x]; [a + y for a in x]; x.get(y); "
+    "{**x, **y}; x.replace(y, ''); x.lower() == y.lower(); min(x, key=lambda a: abs(a - y)); divmod(x, y); round(x, y)",
+}  # fmt: skip
+RIGHT = {  # guesses that are right without being the gold, letter by letter
+    "strings-01": ["str(x)[::-1]"], "strings-03": ["max(x, key=len)"], "dictionaries-01": ["sorted(set(x))"],
+    "matrices-01": ["sum(len(a) for a in x)"], "matrices-06": ["[list(r) for r in zip(*x)]"], "lists-04": ["[a * 2 for a in x]"],
+    "intervals-01": ["max(x) - min(x)"], "intervals-03": ["sum(x) / len(x)"], "pairs-01": ["x[::-1]"],
+    "pairs-06": ["divmod(x, y)"],
+    "bits-02": ["bin(x)[2:]"], "counting-02": ["sum(a > 0 for a in x)"], "logic-02": ["x % 2 == 0"], "money-02": ["abs(x - y)"],
+    "logic-03": ["max(x, y)", "x | y"], "filters-02": ["[a for a in x if a > y]"], "filters-03": ["[a for a in x if a]"],
+    "filters-05": ["[a for a in x if a not in y]"], "recursion-04": ["sum(map(int, str(x)))"],
+    "search-07": ["min(x, key=lambda a: abs(a - y))"],
+}  # fmt: skip
+
+
+def test_no_one_line_guess_passes_the_hidden_asserts():
+    passed = {}
+    for task in tasks:
+        function = ast.parse(task.gold).body[0]
+        hidden = compile("\n".join(task.tests[task.visible :]), task.task_id, "exec")
+        arity = len(function.args.args)
+        renamed = dict(zip([a.arg for a in function.args.args], "xy", strict=False))
+        gold = re.sub(r"\b[a-z]+\b", lambda word: renamed.get(word[0], word[0]), ast.unparse(function.body[-1]))  # noqa: B023
+        for guess in GUESSES[arity].split("; ") if arity in GUESSES else ():
+            try:
+                exec(hidden, {task.entry_point: eval(f"lambda {', '.join('xy'[:arity])}: {guess}")})
+            except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError):
+                continue
+            if f"return {guess}" != gold:
+                passed.setdefault(task.task_id.partition("/")[2], []).append(guess)
+    assert passed == RIGHT
+
+
 # --- decontamination and difficulty -------------------------------------------------------------------------------------
 
 needs_mbpp = pytest.mark.skipif(not os.environ.get("FALCON_DATA"), reason="FALCON_DATA is not set: no MBPP here")
@@ -227,7 +278,7 @@ def test_measured_difficulty():
     """The committed pass rates are of these very tasks; numbers as measured, labels derived from them."""
     found, rates = read_json(basics.RATES), basics.pass_rates()
     assert set(found["passed"]) == {t.task_id for t in tasks} == set(rates)
-    assert found["tasks"] == fingerprint(tasks), f"the tasks changed: {found['command']}"
+    assert found["tasks"] == {t.task_id: fingerprint([t])[:16] for t in tasks}, f"tasks changed: {found['command']}"
     assert all(0 <= c <= n <= found["samples"] for c, n in found["passed"].values())
     assert all(found[name] is not None for name in ("model", "samples", "temperature", "max_new_tokens", "seed", "date"))
     assert {basics.difficulty(rate) for rate in rates.values()} == {"easy", "medium", "hard", "unsolved"}

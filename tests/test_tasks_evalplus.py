@@ -109,6 +109,27 @@ def test_tolerance(box):
     assert status(box, wide, "def top(n):\n    return 1e308\n") == "fail"
 
 
+def test_tolerance_grows_with_the_expected_value(box):
+    """numpy's rule: atol + 1e-7 of the expected value, so that large floats need not agree to the last digit."""
+    large = row(8, "def big(n):\n", "big", "    return 1e9 * n\n", [[1]], [])
+    assert status(box, large, "def big(n):\n    return 1e9 * n + 50\n") == "pass"
+    assert status(box, large, "def big(n):\n    return 1e9 * n + 150\n") == "fail"
+
+
+@pytest.mark.parametrize("name", evalplus.SETS)
+def test_tasks_whose_answers_are_sets(name):
+    task = evalplus.from_row(row(9, '"""\nItems.\n"""\n', name, f"def {name}(a):\n    return a\n", [[[1]]], []), "own", "here")
+    assert task.tests == (f"assert set({name}([1])) == set(reference_solution([1]))",)
+    assert len(evalplus.SETS) == 8
+
+
+def test_imports_that_must_stay_outside(box):
+    future = "from __future__ import annotations\nfrom math import *\n\n\ndef half(n: Unknown) -> float:\n"
+    task = row(10, future, "half", "    return floor(n) / 2\n", [[1.5]], [[3]])
+    assert status(box, task, future + "    return floor(n) / 2\n") == "pass"
+    assert status(box, task, future + "    return n / 2\n") == "fail"
+
+
 def test_special_oracles(box):
     assert status(box, ROOT, "def find_zero(xs):\n    return -2.0 if xs[0] < 0 else 2.0\n") == "pass"  # the other root
     assert status(box, ROOT, "def find_zero(xs):\n    return 1.9\n") == "fail"
@@ -142,6 +163,7 @@ def test_values_get_the_types_of_the_asserts():
         ({"atol": -1}, "here: atol = -1"),
         ({"canonical_solution": "    return (\n"}, "here: canonical_solution and prompt make no program with 'mean'"),
         ({"entry_point": "median"}, "make no program with 'median'"),
+        ({"base_input": [], "plus_input": []}, "here: no inputs"),
     ],
 )
 def test_bad_rows(changes, message):

@@ -16,7 +16,7 @@ from falconlib.errors import did_you_mean
 from falconlib.judge.instruction import called
 from falconlib.judge.static import cognitive_complexity, parse
 
-NESTING = ast.If | ast.For | ast.While | ast.With | ast.Try
+NESTING = ast.If | ast.For | ast.While | ast.With | ast.Try | ast.AsyncFor | ast.AsyncWith | ast.Match
 FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -86,9 +86,18 @@ def tokens(code: str, kind: int) -> list[str]:
         return []
 
 
+def strings(code: str) -> list[str]:
+    """The string literals, or at least how they begin (f-strings, from Python 3.12 on)."""
+    return tokens(code, tokenize.STRING) + tokens(code, getattr(tokenize, "FSTRING_START", -1))
+
+
 def depth(node: ast.AST) -> int:
-    """How many compound statements lie inside one another at most."""
-    return max((depth(child) for child in ast.iter_child_nodes(node)), default=0) + isinstance(node, NESTING)
+    """How many compound statements lie inside one another at most; an elif lies beside its if."""
+    inner = 0
+    for child in ast.iter_child_nodes(node):
+        beside = isinstance(node, ast.If) and [child] == node.orelse and isinstance(child, ast.If)
+        inner = max(inner, depth(child) - (beside and child.col_offset == node.col_offset))
+    return inner + isinstance(node, NESTING)
 
 
 def constants(tree: ast.Module) -> set[str]:
@@ -120,5 +129,5 @@ CHECKS: dict[str, Callable[[ast.Module, str, Any], Any]] = {
     "min_name": lambda tree, _, least: min(map(len, names(tree)), default=0) >= least,
     "snake_case": lambda tree, *_: all(re.fullmatch(r"_*[a-z][a-z0-9_]*|[A-Z][A-Z0-9_]*", name) for name in names(tree)),
     "constant": lambda tree, _, name: name in constants(tree),
-    "quotes": lambda _, code, mark: all(t.lstrip("rbfuRBFU").startswith(mark) for t in tokens(code, tokenize.STRING)),
+    "quotes": lambda _, code, mark: all(t.lstrip("rbfuRBFU").startswith(mark) for t in strings(code)),
 }

@@ -1,6 +1,7 @@
 """How hard the tasks of `basics` are for the embedded base model: share of its samples that pass, written to data/basics.
 
-`python -m falconlib.evaluation.difficulty` takes about ten minutes on 2 idle CPU cores; started again, it resumes.
+`python -m falconlib.evaluation.difficulty` takes about ten minutes on 2 idle CPU cores; started again, it resumes, and after a
+change of some tasks it measures those alone.
 `falconlib.tasks.basics` reads the file and derives the labels.
 """
 
@@ -39,25 +40,29 @@ def measure(
     at_once: int = 16,
     progress: Callable[[int], object] = lambda done: None,
 ) -> dict[str, Any]:
-    """Samples the tasks that `path` does not hold yet, and writes it anew after every `at_once` tasks.
+    """Samples the tasks that `path` does not hold as they are now, and writes it anew after every `at_once` tasks.
 
     settings: as SETTINGS. date: of the measurement. progress: called with the number of measured tasks.
-    Returns what the file holds: model, settings, command, fingerprint of `tasks`, and "passed": task id -> [samples that
-    passed, samples with a verdict].
-    Raises FalconError when the file was made with other settings, another model or other tasks.
+    Returns what the file holds: model, settings, command, date of the latest part, "tasks": task id -> start of its
+    fingerprint, and "passed": task id -> [samples that passed, samples with a verdict].
+    Raises FalconError when the file was made with other settings or another model.
     """
-    facts = {"model": f"{policy.name} ({policy.fingerprint})", **settings, "command": COMMAND, "tasks": fingerprint(tasks)}
-    found = read_json(path) if path.is_file() else facts | {"date": date, "passed": {}}
+    facts = {"model": f"{policy.name} ({policy.fingerprint})", **settings, "command": COMMAND}
+    found = read_json(path) if path.is_file() else facts | {"tasks": {}, "passed": {}}
     if odd := next((name for name, value in facts.items() if found.get(name) != value), None):
         raise FalconError(f"{path} was measured with another {odd}: {found.get(odd)!r}", f"remove {path.name} to begin anew")
-    left = [task for task in tasks if task.task_id not in found["passed"]]
+    now = {task.task_id: fingerprint([task])[:16] for task in tasks}
+    same = {name for name, value in found["tasks"].items() if now.get(name) == value}
+    found |= {key: {name: value for name, value in found[key].items() if name in same} for key in ("tasks", "passed")}
+    left = [task for task in tasks if task.task_id not in same]
     for start in range(0, len(left), at_once):
         part = left[start : start + at_once]
         scored = score_samples(part, sampled(policy, part, settings), sandbox)
         for task in part:
             verdicts = [s.status for s in scored if s.task_id == task.task_id and s.status != INFRA_ERROR]
             found["passed"][task.task_id] = [verdicts.count("pass"), len(verdicts)]
-        write_json(path, found)
+            found["tasks"][task.task_id] = now[task.task_id]
+        write_json(path, found := found | {"date": date})
         progress(len(found["passed"]))
     return found
 

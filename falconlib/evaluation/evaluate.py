@@ -5,6 +5,7 @@ Sampling and greedy decoding are separate samples of one task. Nothing is traine
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from falconlib.memory.long_term import LongTermMemory
 from falconlib.policy.generate import Row, generate
 from falconlib.policy.models import Policy, load_policy
 from falconlib.policy.states import recall_from
-from falconlib.records import Task
+from falconlib.records import INFRA_ERROR, Task
 from falconlib.rollout import Conductor, stream_seed
 from falconlib.sandbox import Sandbox
 from falconlib.tasks import load_tasks
@@ -102,7 +103,7 @@ def complete(conductor: Conductor, problems: Sequence[tuple[str, Task]], seed: i
         for place, (row, c) in enumerate(zip(rows, completions, strict=True)):
             benchmark, task = problems[row.prompt]
             index = 0 if greedy else place % settings.samples
-            code = prompts.extract_program(c.text, rendered[row.prompt].prefix)
+            code = prompts.extract_program(c.text, rendered[row.prompt].prefix, task.entry_point)
             found.append(Sample(task.task_id, benchmark, index, c.text, code, greedy, len(c.tokens)))
     return found
 
@@ -131,7 +132,7 @@ def run_eval(
         out: folder for samples*.jsonl.gz and card.json; None writes nothing.
 
     Returns:
-        The table; `attrs["cards"]` has the evaluation card of each mode.
+        The table; `attrs["cards"]` has the evaluation card of each mode, `attrs["notes"]` what the table does not show.
 
     Raises:
         FalconError: unknown mode, task set or model, a negative number, tasks without tests, +LTM without a memory.
@@ -148,24 +149,36 @@ def run_eval(
     if len({task.task_id for task in everything}) < len(everything):
         raise FalconError(f"the task sets {', '.join(tasks)} share task ids", "evaluate them one by one")
     policy = load_policy(profile.model, adapter=adapter)
-    rows, cards = [], {}
+    rows, cards, notes, ks = [], {}, [], (1, 5, 10)
     with Sandbox(profile.sandbox) as sandbox:
         for mode in chosen:
             recalled = memory if mode == "+LTM" else None
             found = evaluate(policy, profile, seed, sandbox, benchmarks=tasks, mode=mode, memory=recalled, progress=progress)
-            rows += [{"mode": mode, **row} for row in summarise([found], (1, 5, 10), draws=profile.eval.bootstrap)]
+            rows += [{"mode": mode, **row} for row in summarise([found], ks, draws=profile.eval.bootstrap)]
+            notes += unjudged(mode, tasks, found)
             cards[mode] = evaluation_card(
                 everything, profile.eval, profile.sandbox,
                 model=f"{policy.name} ({policy.fingerprint})" + (f" with {adapter}" if adapter else ""),
-                mode=mode, seeds=[seed], layers=sandbox.layers, memory=content_hash(recalled),
+                mode=mode, seeds=[seed], layers=sandbox.layers, memory=content_hash(recalled), ks=ks,
             )  # fmt: skip
             if out is not None:
                 save_samples(Path(out) / FILES[mode], found)
     if out is not None:
         write_json(Path(out) / "card.json", cards)
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    table.attrs["cards"] = cards
+    table.attrs |= {"cards": cards, "notes": notes}
     return table
+
+
+def unjudged(mode: str, benchmarks: Sequence[str], samples: Sequence[Sample]) -> list[str]:
+    """A note on each benchmark without a single verdict: it has no row in the table."""
+    judged, notes = {s.benchmark for s in samples if s.status != INFRA_ERROR}, []
+    for name in [name for name in benchmarks if name not in judged]:
+        counts = Counter(s.error_class for s in samples if s.benchmark == name)
+        notes.append(
+            f"{mode}: no program of {name} got a verdict ({', '.join(f'{n} {why}' for why, n in counts.most_common(3))})"
+        )
+    return notes
 
 
 def mode_name(mode: str) -> str:

@@ -28,6 +28,7 @@ from falconlib.sandbox import Sandbox, program_for
 from falconlib.tasks import fingerprint, version
 from falconlib.tasks.files import read_rows
 
+BROKEN = "BrokenTests"  # begins the error_class of a sample that its task's tests could not judge; the reason follows
 REFUSED = "IntegrityError"  # error_class of a failed sample whose pass the program itself could have forged
 
 
@@ -78,6 +79,7 @@ def score_samples(
     for sample, report, found in zip(samples, reports, scores, strict=True):
         f = make_feedback(report, sample.code, found)
         kind = report.error.type if report.status == INFRA_ERROR and report.error else f.error_class
+        kind += f": {report.error.message}" if kind == BROKEN else ""
         status = "fail" if kind == REFUSED else f.status
         scored.append(replace(sample, status=status, pass_ratio=f.pass_ratio, error_class=kind, scores=f.scores))
     return scored
@@ -167,9 +169,11 @@ def evaluation_card(
     layers: Mapping[str, Any],
     judge: Judge | None = None,
     memory: str | None = None,
+    ks: Sequence[int] = (1, 5),
 ) -> dict[str, Any]:
     """What somebody needs to repeat an evaluation, as JSON data without clock values.
 
+    ks: of the pass@k that are told (as `summarise`'s), of which those up to the number of samples stand in the card.
     model: name or path with its adapter. mode: "zero-shot", "+LTM", ... layers: of the sandbox (`Sandbox.layers`).
     memory: SHA-256 of the long-term memory that was read, None without one.
     """
@@ -191,9 +195,11 @@ def evaluation_card(
         "seeds": list(seeds),
         "benchmarks": benchmarks,
         "decoding": to_dict(config),
+        "k": [k for k in ks if k <= config.samples],
         "stop": list(STOP),
         "extraction": "the prefilled code block, up to its closing fence (falconlib.prompts.extract_program)",
         "limits": to_dict(limits),
+        "packages": "standard library only",
         "sandbox_layers": dict(layers),
         "judge": None if judge is None else judge.version,
         "memory": memory,

@@ -1,7 +1,7 @@
 """The problems: task sets by name or by path, seeded subsets, weighted sampling, and a fingerprint of what was used.
 
-`load_tasks("basics" | "humaneval" | "humanevalplus" | "mbpp" | "mbppplus" | "apps" | "codal" | path of a table)`. Nothing is
-downloaded unless `download` is called.
+`load_tasks("basics" | "humaneval" | "humanevalplus" | "mbpp" | "mbppplus" | "apps" | "codal" | path of a table or
+a folder)`. Nothing is downloaded unless `download` is called.
 """
 
 from __future__ import annotations
@@ -18,12 +18,20 @@ from typing import Protocol
 from falconlib.config import TaskConfig
 from falconlib.errors import FalconError, did_you_mean
 from falconlib.records import Task, to_json
-from falconlib.tasks import evalplus, humaneval, jsonl
+from falconlib.tasks import apps, codal, evalplus, humaneval, jsonl, mbpp
 from falconlib.tasks.files import SUFFIXES, find
 
 __all__ = ["TASK_SETS", "download", "fingerprint", "fingerprints", "load_tasks", "sample_tasks", "version", "visible_tests"]
 
 TASK_SETS = ("basics", "humaneval", "humanevalplus", "mbpp", "mbppplus", "apps", "codal")
+
+FILES: dict[str, tuple] = {  # where the sets that are tables lie in a data folder, and what to do when they do not
+    "humanevalplus": ("humanevalplus/HumanEvalPlus", evalplus.REMEDY, SUFFIXES),
+    "mbpp": ("mbpp/mbpp", mbpp.REMEDY, SUFFIXES),
+    "mbppplus": ("mbppplus/MbppPlus", evalplus.REMEDY, SUFFIXES),
+    "apps": ("apps", apps.REMEDY),
+    "codal": ("codal/test", codal.REMEDY, SUFFIXES),
+}
 
 
 class HasRandom(Protocol):
@@ -38,11 +46,11 @@ def load_tasks(name: str, split: str | None = None, limit: int = 0, seed: int = 
     split: only tasks of that split (None: all). limit: at most so many, drawn by `seed`, order kept (0: all).
     Raises FalconError for an unknown set or split, missing data, or a malformed file.
     """
-    if name in evalplus.FILES:
-        tasks = jsonl.load(find(evalplus.FILES[name], evalplus.REMEDY, SUFFIXES), name)
+    if name in FILES:
+        tasks = jsonl.load(find(*FILES[name]), name)
     elif name in TASK_SETS:
         tasks = import_module(f"falconlib.tasks.{name}").load()
-    elif Path(name).is_file():
+    elif Path(name).exists():
         tasks = jsonl.load(Path(name), Path(name).name.split(".")[0])
     else:
         raise did_you_mean("task set", name, [*TASK_SETS, "<path of a .jsonl or .parquet file>"])

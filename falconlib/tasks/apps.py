@@ -12,7 +12,7 @@ from typing import Any
 
 from falconlib.errors import FalconError
 from falconlib.records import Task
-from falconlib.tasks.files import field, find, parse_row, read_rows, tables
+from falconlib.tasks.files import field, parse_row
 
 LISTED = "def listed(value):\n    return list(value) if isinstance(value, tuple) else value"  # runs on the judge's side
 REMEDY = (
@@ -21,20 +21,9 @@ REMEDY = (
 )
 
 
-def load() -> list[Task]:
-    """All tasks that have tests: those of the tables in data/apps, else those of the folders. A file's split is in its name."""
-    folder = find("apps", REMEDY)
-    tasks: list[Task | None] = []
-    for path in tables(folder):
-        split = "train" if "train" in path.stem else "test"
-        tasks += [from_row(row, split, f"{path.name} line {number}") for number, row in read_rows(path)]
-    if not tasks:
-        folders = sorted(p.parent for p in folder.glob("APPS/*/*/question.txt"))
-        tasks = [from_folder(path, path.parent.name) for path in folders]
-    found = [task for task in tasks if task]
-    if not found:
-        raise FalconError(f"no APPS problem with tests in {folder}", REMEDY)
-    return found
+def folders(folder: Path) -> list[Path]:
+    """The problems of the original format in or below `folder`, sorted: APPS/train/0000, ..."""
+    return [found.parent for depth in ("APPS/*/*", "*/*", "*") for found in sorted(folder.glob(f"{depth}/question.txt"))]
 
 
 def from_folder(path: Path, split: str) -> Task | None:
@@ -53,14 +42,22 @@ def from_folder(path: Path, split: str) -> Task | None:
 
 
 def from_row(row: dict, split: str, where: str) -> Task | None:
-    """One Task, or None for a problem without tests. Tests stay hidden: the examples stand in the question's text."""
+    """One Task, or None for a problem without tests. Tests stay hidden: the examples stand in the question's text.
+
+    Raises FalconError naming `where` for a missing or wrong field.
+    """
     number = field(row, "problem_id", int, where)
     cases = parse_row(field(row, "input_output", str, where, "") or "{}", f"{where}: input_output")
-    solutions = field(row, "solutions", str, where, "").strip() or "[]"
+    solutions = json.loads(field(row, "solutions", str, where, "").strip() or "[]")
     starter = field(row, "starter_code", str, where, "").strip()
-    inputs, outputs, name = cases.get("inputs", []), cases.get("outputs", []), cases.get("fn_name")
+    inputs, outputs = (field(cases, key, list, f"{where}: input_output", []) for key in ("inputs", "outputs"))
+    name = field(cases, "fn_name", str, f"{where}: input_output", None)
     if len(inputs) != len(outputs):
         raise FalconError(f"{where}: {len(inputs)} inputs but {len(outputs)} outputs", f"mend {where}")
+    if not all(isinstance(given, list) for given in inputs if name) or not (name or "f").isidentifier():
+        raise FalconError(f"{where}: {name!r} is to be called with lists of arguments", f"mend {where}")
+    if not isinstance(solutions, list) or not all(isinstance(code, str) for code in solutions):
+        raise FalconError(f"{where}: solutions is no list of programs", f"mend {where}")
     if not inputs:
         return None
     pairs = list(zip(inputs, outputs, strict=True))
@@ -73,7 +70,7 @@ def from_row(row: dict, split: str, where: str) -> Task | None:
         entry_point="Solution" if name and method != name else name,
         tests=tuple(call(method, i, o) if name else stdio(i, o) for i, o in pairs),
         setup=LISTED if name else "",
-        gold=next(iter(parse_row(f'{{"list": {solutions}}}', f"{where}: solutions")["list"]), None),
+        gold=next(iter(solutions), None),
         family=field(row, "difficulty", str, where, ""),
         mode="assert" if name else "stdio",
     )

@@ -6,7 +6,7 @@ Columns `instruction` and `preference`, in codal/test.jsonl (or .parquet) of a d
 from __future__ import annotations
 
 from falconlib.records import Task
-from falconlib.tasks.files import SUFFIXES, field, find, read_rows
+from falconlib.tasks.files import field
 
 REMEDY = (
     "put the rows as JSON lines into data/codal/test.jsonl (or $FALCON_DATA/codal/test.jsonl), "
@@ -14,12 +14,7 @@ REMEDY = (
 )
 
 
-def load() -> list[Task]:
-    """One test task per row, without tests; family is the preference ("code-readability", "instruction-following", ...)."""
-    tasks = []
-    path = find("codal/test", REMEDY, SUFFIXES)
-    for number, row in read_rows(path):
-        where = f"{path.name} line {number}"
-        prompt, family = field(row, "instruction", str, where), field(row, "preference", str, where)
-        tasks.append(Task(f"codal/{number}", "codal", "test", prompt, None, (), family=family))
-    return tasks
+def from_row(row: dict, number: int, where: str) -> Task:
+    """One test task, without tests; family is the preference ("code-readability", "instruction-following", ...)."""
+    prompt, family = field(row, "instruction", str, where), field(row, "preference", str, where)
+    return Task(f"codal/{number}", "codal", "test", prompt, None, (), family=family)

@@ -20,7 +20,6 @@ from falconlib.records import Task
 from falconlib.tasks.files import field, parse_row
 from falconlib.tasks.humaneval import helpers
 
-FILES = {"humanevalplus": "humanevalplus/HumanEvalPlus", "mbppplus": "mbppplus/MbppPlus"}
 REMEDY = "put the file of that name from EvalPlus's releases into data/ (or $FALCON_DATA) under this path"
 REFERENCE = "reference_solution"  # the canonical solution's name on the judge's side
 SETS = ("similar_elements", "find_char_long", "common_in_nested_lists", "extract_singly", "larg_nnum", "intersection_array",
@@ -61,6 +60,8 @@ def from_row(row: dict, dataset: str, where: str) -> Task:
         raise FalconError(f"{where}: canonical_solution and prompt make no program with {name!r}", f"mend {where}")
     examples = arguments(field(row, "assertion", str, where, "") or prompt, name)
     base, plus = (inputs(row, key, where) for key in ("base_input", "plus_input"))
+    if not base + plus:
+        raise FalconError(f"{where}: no inputs: nothing can be judged", f"mend {where}")
     tests = [test(name, typed(list(given), examples[0] if examples else None), atol_of(row, where)) for given in [*base, *plus]]
     parts = ["" if whole else helpers(prompt, name), TRUTH if name in TRUTHS else COMPARE, reference(gold, name)]
     return Task(
@@ -79,7 +80,7 @@ def from_row(row: dict, dataset: str, where: str) -> Task:
 def defines(source: str, name: str) -> bool:
     """Whether a program with a function `name` on its top level stands there."""
     try:
-        return any(getattr(node, "name", None) == name for node in ast.parse(source).body)
+        return any(isinstance(node, ast.FunctionDef) and node.name == name for node in ast.parse(source).body)
     except (SyntaxError, ValueError):
         return False
 
@@ -156,10 +157,14 @@ class Renamed(ast.NodeTransformer):
 
 
 def reference(gold: str, name: str) -> str:
-    """The gold as one function REFERENCE, its other names hidden inside, so that none of them is taken for the program's."""
+    """The gold as one function REFERENCE, its other names hidden inside, so that none of them is taken for the program's.
+
+    `from m import *` must stay outside; `from __future__` only concerns annotations, which nothing here reads.
+    """
     maker = ast.parse(f"def make_reference():\n    return {REFERENCE}\n{REFERENCE} = make_reference()")
     tree = Renamed(name, REFERENCE).visit(ast.parse(gold))
-    maker.body[0].body[:0] = tree.body
+    outside = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.names[0].name == "*"]
+    maker.body[0].body[:0] = [node for node in tree.body if node not in outside and getattr(node, "module", "") != "__future__"]
     evaluates = any(isinstance(node, ast.Name) and node.id == "eval" for node in ast.walk(tree))
     lead = "from builtins import eval\n" if evaluates else ""  # `eval` alone would mean that the tests read the program
-    return lead + ast.unparse(maker)
+    return lead + "".join(f"{ast.unparse(node)}\n" for node in outside) + ast.unparse(maker)

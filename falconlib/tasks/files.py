@@ -43,7 +43,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     rows = 0
     try:
-        for number, row in read_parquet(path) if path.suffix == ".parquet" else read_lines(path):
+        for number, row in read_parquet(path) if path.suffix.lower() == ".parquet" else read_lines(path):
             rows += 1
             yield number, row
     except (ValueError, EOFError, OSError, zlib.error) as error:  # pyarrow's and Unicode's errors are ValueErrors
@@ -53,8 +53,8 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file of JSON lines, packed or not."""
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
+    """The objects of a file of JSON lines, packed or not, with or without a byte order mark."""
+    with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rt", encoding="utf-8-sig") as lines:
         yield from ((n, parse_row(line, f"{path.name} line {n}")) for n, line in enumerate(lines, 1) if line.strip())
 
 

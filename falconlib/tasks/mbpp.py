@@ -9,8 +9,9 @@ import ast
 import builtins
 import re
 
+from falconlib.errors import FalconError
 from falconlib.records import Task
-from falconlib.tasks.files import SUFFIXES, field, find, read_rows
+from falconlib.tasks.files import field
 
 REMEDY = (
     "put the 974 problems as JSON lines into data/mbpp/mbpp.jsonl (or $FALCON_DATA/mbpp/mbpp.jsonl), "
@@ -18,19 +19,17 @@ REMEDY = (
 )
 
 
-def load() -> list[Task]:
-    """All tasks in the order of their ids. Raises FalconError when the file is missing."""
-    path = find("mbpp/mbpp", REMEDY, SUFFIXES)
-    return [from_row(row, f"{path.name} line {number}") for number, row in read_rows(path)]
-
-
 def from_row(row: dict, where: str) -> Task:
     """One Task from a row with task_id, text (hub: also `prompt`), code, test_list, test_setup_code.
 
     setup: test_setup_code. It builds objects from classes that the candidate defines (367 and 927), so it runs after
-    the candidate; test_imports of the sanitized version come before it.
+    the candidate; test_imports of the sanitized version come before it. Raises FalconError naming `where`.
     """
     number = field(row, "task_id", int, where)
+    if not 1 <= number <= 974:
+        raise FalconError(
+            f"{where}: task_id {number} is none of MBPP's, which are 1 to 974", "give own tasks `prompt` and `tests`"
+        )
     code, tests = field(row, "code", str, where).replace("\r\n", "\n"), field(row, "test_list", list, where)
     text = field(row, "text", str, where, None) or field(row, "prompt", str, where)
     imports = field(row, "test_imports", list, where, [])
@@ -39,7 +38,7 @@ def from_row(row: dict, where: str) -> Task:
         dataset="mbpp",
         split=split_of(number),
         prompt=text.strip(),
-        entry_point=entry_point(tests[0], code),
+        entry_point=entry_point(tests[0], code) if tests else None,
         tests=tuple(t.strip() for t in tests),
         visible=1,
         setup="\n".join([*imports, field(row, "test_setup_code", str, where, "").replace("\r\n", "\n")]).strip(),
