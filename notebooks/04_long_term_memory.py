@@ -202,8 +202,11 @@ display(Markdown(markdown(pd.DataFrame(rows), 2)))
 #
 # * `hashed`: words, word pairs and parts of words, counted; no model at all.
 # * `minilm`: a small sentence encoder.
-# * `policy`: the mean hidden state of the policy itself, after the first third of its layers (the paper's way); of a copy
+# * `policy`: the mean hidden state of the policy itself, after the first third of its layers (the paper's way), minus its mean
+#   over a dozen fixed sentences: raw states share one large direction, and every two tasks would look nearly the same. Of a copy
 #   without adapters, so that training does not make the stored vectors stale.
+#
+# Training tasks with a cosine above 0.97 to a held-out one are held back, whichever embedder measures it.
 #
 # Do neighbours belong to the same family? We ask for the held-out tasks whose family has training tasks. Guessing would be
 # right
@@ -230,11 +233,12 @@ for name, inner in known.items():
     memories[name] = memory = LongTermMemory(Path(folder.name) / f"{name}.sqlite", inner)
     memory.add_tasks(train)
     memory.add_golds(train)
+    held_back = memory.blocklist(queries)
     hits = same_family(memory, 8)
     low, high = wilson(int(hits[:, 0].sum()), len(queries))
     row = {"embedder": name, "dim": inner.dim, "queries": len(queries), "first is kin": float(hits[:, 0].mean())}
     row |= {"ci_low": low, "ci_high": high, "kin among 8": float(hits.mean()), "by chance": 1 / len(families)}
-    rows.append(row | {"ms per text": inner.ms})
+    rows.append(row | {"held back": len(held_back), "ms per text": inner.ms})
 retrieval = pd.DataFrame(rows)
 display(Markdown(markdown(retrieval, 2)))
 
@@ -295,6 +299,7 @@ for name, inner in known.items():
     for size in (20, 50, 100, len(train)):
         with LongTermMemory(Path(folder.name) / f"{name}-{size}.sqlite", inner) as memory:
             memory.add_tasks([train[i] for i in sorted(order[:size])])
+            memory.blocklist(queries)
             first = same_family(memory, 1)[:, 0]
         low, high = wilson(int(first.sum()), len(first))
         rows.append({"embedder": name, "tasks in memory": size, "share": float(first.mean()), "ci_low": low, "ci_high": high})
@@ -357,7 +362,10 @@ for title, part in (("hurt", hurt), ("helped", helped)):
 #
 # *Figure: time per query and size on disk against the number of tasks in memory.* Up to 50,000 tasks the search is exact; above,
 # it follows a graph (HNSW), and `found` is the share of the eight exact neighbours that it finds, for tasks like the stored
-# ones and (`found_unlike`) for queries like none of them. A command of its own measures this, not the notebook:
+# ones and (`found_unlike`) for queries like none of them. `ratio_vs_faiss` compares a whole recall with a bare search of the same
+# index. Among 1,000 tasks a search takes so little that the constant part of a recall (a dozen SQL statements, joining what is
+# known) weighs as much as the search: that ratio swings from run to run and is not bounded. The bound of 1.3 is for 100,000. A
+# command of its own measures this, not the notebook:
 #
 # ```
 # python benchmarks/memory.py --sizes 1000 10000 100000 1000000 --csv results/reference/memory_growth.csv

@@ -9,16 +9,16 @@ from conftest import ScriptedSandbox
 from falconlib import sandbox, training
 from falconlib.config import ModelConfig, load_profile
 from falconlib.errors import FalconError
-from falconlib.evaluation.evaluate import evaluate
+from falconlib.evaluation.evaluate import benchmark_tasks, evaluate
 from falconlib.memory import LongTermMemory
 from falconlib.policy.models import load_policy
-from falconlib.policy.states import embedder_for, policy_states, recall_from
+from falconlib.policy.states import SENTENCES, embedder_for, policy_states, recall_from
 
 TINY = ModelConfig(name="tiny", threads=1)
 TEXTS = ["Sum the numbers of a list.", "", "Count the vowels in a sentence, whatever their case.", "x" * 3000]
 
 
-def test_states_are_the_mean_after_a_third_of_the_layers():
+def test_states_are_the_mean_after_a_third_of_the_layers(monkeypatch):
     import torch
 
     embedder = embedder_for("policy", TINY)
@@ -29,18 +29,30 @@ def test_states_are_the_mean_after_a_third_of_the_layers():
     policy = load_policy(TINY)
     seen = {}
     policy.model.model.layers[0].register_forward_hook(lambda _, __, out: seen.update(out=out))  # 1 of 2: a third, rounded up
-    with torch.inference_mode():
-        policy.model(torch.tensor([policy.encode(TEXTS[0])]))
-        hidden = seen["out"][0] if isinstance(seen["out"], tuple) else seen["out"]
-        mean = policy.model.model.norm(hidden).reshape(-1, embedder.dim).mean(0).numpy()
-    assert np.allclose(vectors[0], mean / np.linalg.norm(mean), atol=1e-5)
+
+    def mean(text):
+        with torch.inference_mode():
+            policy.model(torch.tensor([policy.encode(text)]))
+            hidden = seen["out"][0] if isinstance(seen["out"], tuple) else seen["out"]
+            return policy.model.model.norm(hidden).reshape(-1, embedder.dim).mean(0).numpy()
+
+    centred = mean(TEXTS[0]) - np.mean([mean(text) for text in SENTENCES], axis=0)  # what every text has in common says nothing
+    assert np.allclose(vectors[0], centred / np.linalg.norm(centred), atol=1e-4)
+    similar = embedder.encode(SENTENCES) @ embedder.encode(SENTENCES).T
+    assert abs(similar[~np.eye(len(SENTENCES), dtype=bool)].mean()) < 0.2
+    monkeypatch.setattr("falconlib.policy.states.SENTENCES", SENTENCES[:5])
+    assert embedder_for("policy", TINY).fingerprint != embedder.fingerprint
 
 
 def test_a_run_may_remember_by_the_policy_s_states(tmp_path, monkeypatch):
     profile = load_profile("smoke", {"long_term.embedder": "policy", "train.steps": 1, "sample.max_new_tokens": 96})
+    held_back, block = [], LongTermMemory.blocklist
+    monkeypatch.setattr(LongTermMemory, "blocklist", lambda self, tasks: held_back.append(tasks) or block(self, tasks))
     monkeypatch.setattr(sandbox, "Sandbox", lambda *_: contextlib.nullcontext(ScriptedSandbox()))
     training.run_arm(profile, "sft", 0, tmp_path / "sft", progress=False)
     policy = training.run_arm(profile, "falcon", 0, tmp_path / "run", tmp_path / "sft" / "adapter", progress=False)
+    measured = [t for name in profile.tasks.benchmarks for t in benchmark_tasks(profile, name)]
+    assert held_back == [measured]  # in training, too, near-duplicates of evaluated tasks are not shown
     path = tmp_path / "run" / "memory.sqlite"
     with recall_from(path, profile.model) as memory:
         assert memory.embedder_name == "policy" and len(memory.search("Reverse a list.", 3)) == 3

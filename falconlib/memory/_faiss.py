@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from falconlib.errors import FalconError
+from falconlib.files import write_bytes, write_text
 
 BUILDS = ("faiss", "faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs")
 # [ours] graph degree; candidates while building; while searching. Among 100,000 tasks 512 candidates find 0.88 of the eight exact
@@ -103,7 +104,7 @@ class VectorIndex:
         """Appends rows, whose ids are above all earlier ones. Growing past the limit moves every vector into the other kind."""
         if self.kind_for(len(self) + len(ids)) != self.kind:
             if len(self):
-                vectors = np.concatenate([self._index.reconstruct_batch(np.arange(len(self))), vectors])
+                vectors = np.concatenate([self.rows(np.arange(len(self))), vectors])
             self._use("hnsw")
         self._index.add(np.ascontiguousarray(vectors, np.float32))
         self.ids = np.concatenate([self.ids, ids])
@@ -116,7 +117,7 @@ class VectorIndex:
         if not len(self) or not len(queries):
             return np.full((len(queries), k), -np.inf), np.full((len(queries), k), -1)
         _, found = self._index.search(np.ascontiguousarray(queries, np.float32), min(k, len(self)))
-        rows = self._index.reconstruct_batch(np.maximum(found, 0).ravel()).reshape(*found.shape, self.dim)
+        rows = self.rows(np.maximum(found, 0).ravel()).reshape(*found.shape, self.dim)
         exact = np.vecdot(rows.astype(np.float64), queries[:, None, :].astype(np.float64))
         exact = np.where(found < 0, -np.inf, exact)
         ids = np.where(found < 0, -1, self.ids[found])
@@ -124,13 +125,13 @@ class VectorIndex:
         return np.take_along_axis(exact, order, 1), np.take_along_axis(ids, order, 1)
 
     def save(self, path: Path, stamp: dict) -> None:
-        """Writes the index to `path`, `stamp` and that file's hash to `path`.json, each atomically. OSError: disk full."""
+        """Writes the index to `path`, `stamp` and that file's hash to `path`.json, each atomically. FalconError: full disk."""
         if self._faiss is None:
             return
         data = self._faiss.serialize_index(self._faiss.index_gpu_to_cpu(self._index) if self.gpu else self._index)
         sidecar = {**stamp, "kind": self.kind, "sha256": hashlib.sha256(data).hexdigest()}
-        write_atomic(path, memoryview(data))
-        write_atomic(Path(f"{path}.json"), json.dumps(sidecar).encode())
+        write_bytes(path, memoryview(data))
+        write_text(Path(f"{path}.json"), json.dumps(sidecar))
 
     def load(self, path: Path, expected: Callable[[int], tuple[np.ndarray, dict]]) -> bool:
         """Takes the saved index if it is whole and fits the database; else False, and the index stays empty.
@@ -143,23 +144,20 @@ class VectorIndex:
             sidecar = json.loads(Path(f"{path}.json").read_bytes())
             data = np.fromfile(path, np.uint8)
             ids, stamp = expected(sidecar["last"])
-        except (OSError, ValueError, TypeError, KeyError):
-            return False  # missing, or half a sidecar: the caller rebuilds
+        except (OSError, ValueError, TypeError, KeyError, FalconError):
+            return False  # missing, half a sidecar, or a number that SQLite cannot hold: the caller rebuilds
         if sidecar != {**stamp, "kind": self.kind_for(len(ids)), "sha256": hashlib.sha256(data).hexdigest()}:
             return False
-        self._use(sidecar["kind"], self._faiss.deserialize_index(data))
+        try:
+            index = self._faiss.deserialize_index(data)
+        except RuntimeError:  # of another version of faiss
+            return False
+        if (index.d, index.ntotal) != (self.dim, len(ids)):
+            return False
+        self._use(sidecar["kind"], index)
         self.ids = ids
         return True
 
-
-def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """The whole file or the old one: a temporary file in the same folder, flushed to disk, then renamed."""
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    def rows(self, positions: np.ndarray) -> np.ndarray:
+        """The vectors at these places, float32 [n, dim]."""
+        return self._index.reconstruct_batch(positions)

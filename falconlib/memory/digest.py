@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import unicodedata
 import warnings
 
 
@@ -13,8 +14,9 @@ def clean(text: str) -> str:
 
 
 def text_hash(text: str) -> int:
-    """64-bit signed hash of a description; case and white space do not count."""
-    return int.from_bytes(hashlib.sha256(clean(" ".join(text.lower().split())).encode()).digest()[:8], signed=True)
+    """64-bit signed hash of a description; case, white space and ways of composing letters (NFKC) do not count."""
+    words = unicodedata.normalize("NFKC", clean(text)).lower().split()
+    return int.from_bytes(hashlib.sha256(" ".join(words).encode()).digest()[:8], signed=True)
 
 
 def program_hash(code: str) -> str:

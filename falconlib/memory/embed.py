@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import itertools
 import re
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -58,7 +59,7 @@ class HashedTfidf:
     name = "hashed"
 
     def __init__(self, dim: int = 1024):
-        self.dim, self.fingerprint = dim, f"hashed-tfidf/1/{dim}"
+        self.dim, self.fingerprint = dim, f"hashed-tfidf/2/{dim}"
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [n, dim]. CRC-32 picks bucket and sign: Python's own hash() of text differs between processes."""
@@ -72,7 +73,7 @@ class HashedTfidf:
     @staticmethod
     def _features(text: str) -> Counter[str]:
         """Feature -> weighted count."""
-        words = re.findall(r"[a-z]+|\d+|[^\w\s]", text.lower()) or ["(empty)"]
+        words = re.findall(r"[^\W\d_]+|\d+|[^\w\s]", unicodedata.normalize("NFKC", text).lower()) or ["(empty)"]
         content = [w for w in words if w not in COMMON and w[0].isalnum()]
         counts: Counter[str] = Counter()
         for word in words:

@@ -8,6 +8,7 @@ Prompts and rewards are made elsewhere.
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -73,7 +74,13 @@ class LongTermMemory:
 
     def add_tasks(self, tasks: Sequence[Task]) -> None:
         """Registers training tasks; those already there are left alone. Raises FalconError, storing nothing, on a task of another
-        split and on one that is known by the same id with another description."""
+        split, on one that is known by the same id with another description, and on more tasks than the memory may hold."""
+        names = sorted({task.task_id for task in tasks})
+        if len(names) > self._max_tasks:
+            raise FalconError(
+                f"{len(names)} tasks at once are more than the {self._max_tasks} that memory {self.path} may hold",
+                "give fewer, or raise max_tasks",
+            )
         known = {task_id: digest for task_id, (_, digest) in self._lookup(tasks).items()}
         fresh = []
         for task in tasks:
@@ -95,11 +102,7 @@ class LongTermMemory:
                 t.task_id,
                 text_hash(t.prompt),
                 0.0,
-                t.dataset,
-                t.split,
-                t.family,
-                clean(t.prompt),
-                clean(json.dumps(t.tests)),
+                *map(clean, (t.dataset, t.split, t.family, t.prompt, json.dumps(t.tests))),
                 v.tobytes(),
             )
             for t, v in zip(fresh, self.encode([task.prompt for task in fresh]), strict=True)
@@ -107,11 +110,11 @@ class LongTermMemory:
         with self._store.transaction() as db:
             # OR IGNORE: another process may have stored the same task since we looked.
             db.executemany(f"INSERT OR IGNORE INTO task({TASK_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-            excess = db.execute("SELECT count(*) FROM task INDEXED BY task_rank").fetchone()[0] - self._max_tasks
+            excess = self._store.count() - self._max_tasks
             if excess > 0:
-                oldest = "SELECT id FROM task INDEXED BY task_rank ORDER BY utility, id LIMIT ?"
-                db.execute(f"DELETE FROM task WHERE id IN ({oldest})", (excess,))
-                self._search.reset()
+                others = f"id NOT IN (SELECT id FROM task WHERE task_id IN {LISTED})"  # what comes in does not push itself out
+                oldest = f"SELECT id FROM task INDEXED BY task_rank WHERE {others} ORDER BY utility, id LIMIT ?"
+                db.execute(f"DELETE FROM task WHERE id IN ({oldest})", (json.dumps(names), excess))
 
     def add_golds(self, tasks: Sequence[Task]) -> None:
         """Stores the gold program, where there is one, of registered tasks as verified episode of source "gold". Idempotent."""
@@ -121,7 +124,8 @@ class LongTermMemory:
     def add_episodes(self, episodes: Sequence[Episode]) -> None:
         """Stores digests: per task at most 4 verified and the 4 latest failed programs, one row per distinct syntax tree (a
         repeated one counts up; one that passed once stays verified). What has no feedback, or
-        INFRA_ERROR, is not stored: nothing is known. Raises FalconError, storing nothing, when a task is not registered."""
+        INFRA_ERROR, is not stored: nothing is known. Nor is what belongs to an evicted task. Raises FalconError, storing nothing,
+        when a task was never registered."""
         known = [e for e in episodes if e.feedback is not None and e.feedback.status != INFRA_ERROR]
         self._remember(
             [(e.task_id, e.code, "own", e.feedback, e.reward.total if e.reward else None, e.step, e.rollout) for e in known]
@@ -135,9 +139,10 @@ class LongTermMemory:
             names = json.dumps(sorted({task_id for task_id, *_ in digests}))
             ids = dict(db.execute(f"SELECT task_id, id FROM task WHERE task_id IN {LISTED}", (names,)).fetchall())
             for (task_id, *digest), program in zip(digests, hashes, strict=True):
-                if task_id not in ids:
-                    raise FalconError(f"memory knows no task {task_id!r}", "register training tasks with add_tasks first")
-                self._upsert(db, (ids[task_id], program), *digest, created)
+                if task_id in ids:
+                    self._upsert(db, (ids[task_id], program), *digest, created)
+                else:
+                    self._must_be_evicted(db, task_id)
             kept_first = f"CASE WHEN verified THEN 0 ELSE -id END, {BEST_FIRST}"
             db.execute(
                 f"""DELETE FROM episode WHERE id IN (SELECT id FROM (
@@ -145,6 +150,11 @@ class LongTermMemory:
                         FROM episode WHERE task IN {LISTED}) WHERE place > {KEPT})""",
                 (json.dumps(sorted(ids.values())),),
             )
+
+    def _must_be_evicted(self, db: sqlite3.Connection, task_id: str) -> None:
+        """Passes over a task that is not there when tasks have gone; raises FalconError when none has."""
+        if not db.execute("SELECT max(seq) > (SELECT count(*) FROM task) FROM sqlite_sequence WHERE name = 'task'").fetchone()[0]:
+            raise FalconError(f"memory knows no task {task_id!r}", "register training tasks with add_tasks first")
 
     def _upsert(self, db: sqlite3.Connection, key: tuple, code, source, feedback, reward, step, rollout, created) -> None:
         """One digest: a new program, or one more sight of a known one. key: (task row, program hash)."""
@@ -158,19 +168,23 @@ class LongTermMemory:
             reward = reward if passed and old_source == "own" else None
             db.execute(f"UPDATE episode SET count = count + 1, {better} WHERE task = ?2 AND ast_hash = ?3", (reward, *key))
             return
-        told = (feedback.status, feedback.error_class, clean(feedback.message), clean(to_json(feedback)))
+        told = map(clean, (feedback.status, feedback.error_class, feedback.message, to_json(feedback)))
         row = (*key, passed, source, clean(code), count + 1, *told, reward, step, rollout, self._run_id, created)
         # REPLACE gives a new, higher id: ids are the order of last sight.
         db.execute(f"REPLACE INTO episode(task, {EPISODE_COLUMNS}, run_id, created) VALUES ({', '.join('?' * len(row))})", row)
 
     def update_utility(self, targets: Mapping[str, float | None], rate: float) -> None:
-        """u <- u + rate * (target - u) for each task id (METHOD section 5). None is unknown: u stays. Raises FalconError,
-        changing nothing, on an unknown task."""
+        """u <- u + rate * (target - u) for each task id (METHOD section 5). None is unknown: u stays; evicted tasks are passed
+        over. Raises FalconError, changing nothing, on a task never registered and on a target that is no number."""
         with self._store.transaction() as db:
             for task_id, target in targets.items():
                 sql = "UPDATE task SET utility = utility + ? * (? - utility) WHERE task_id = ?"
+                if target is not None and not math.isfinite(target):
+                    raise FalconError(
+                        f"utility target {target} of task {task_id!r} is not finite", "give None when it is unknown"
+                    )
                 if target is not None and not db.execute(sql, (rate, target, task_id)).rowcount:
-                    raise FalconError(f"memory knows no task {task_id!r}", "register training tasks with add_tasks first")
+                    self._must_be_evicted(db, task_id)
 
     # -- recalling -----------------------------------------------------------------------------------------------------
 
@@ -179,24 +193,32 @@ class LongTermMemory:
 
         Never the task itself, one with the same description, or one that `blocklist` holds back. An empty memory recalls nothing.
         """
-        own, hashes = self._lookup(tasks), [text_hash(t.prompt) for t in tasks]
-        stored = self._store.embeddings([i for i, _ in own.values()], self.dim)
-        vectors = {digest: stored[i] for i, digest in own.values()}
-        missing = {h: t.prompt for t, h in zip(tasks, hashes, strict=True) if h not in vectors}
-        vectors |= zip(missing, self.encode(list(missing.values())), strict=True)
-        queries = np.array([vectors[h] for h in hashes], np.float32).reshape(-1, self.dim)
-        ids = [own[t.task_id][0] if t.task_id in own else None for t in tasks]
-        return self._search.describe(self._search.nearest(queries, ids, hashes, k))
+        hashes = [text_hash(t.prompt) for t in tasks]
+        with self._store.transaction(write=False):  # what is found must still be there when it is described
+            own = self._lookup(tasks)
+            stored = self._store.embeddings([i for i, _ in own.values()], self.dim)
+            vectors = {digest: stored[i] for i, digest in own.values()}
+            missing = {h: t.prompt for t, h in zip(tasks, hashes, strict=True) if h not in vectors}
+            vectors |= zip(missing, self.encode(list(missing.values())), strict=True)
+            queries = np.array([vectors[h] for h in hashes], np.float32).reshape(-1, self.dim)
+            ids = [own[t.task_id][0] if t.task_id in own else None for t in tasks]
+            return self._search.describe(self._search.nearest(queries, ids, hashes, k))
 
     def search(self, text: str, k: int = TOP) -> list[Neighbour]:
-        """The k stored tasks that fit a free text best, for people."""
-        return list(self._search.describe(self._search.nearest(self.encode([text]), [None], [None], k))[0].neighbours)
+        """The k stored tasks that fit a free text best, for people. Raises FalconError unless k is at least 1."""
+        if k < 1:
+            raise FalconError(f"{k} tasks cannot be searched for", "give k of at least 1")
+        query = self.encode([text])
+        with self._store.transaction(write=False):
+            return list(self._search.describe(self._search.nearest(query, [None], [None], k))[0].neighbours)
 
     def blocklist(self, tasks: Sequence[Task]) -> list[str]:
         """From now on, training tasks with a cosine above 0.97 to one of these evaluation tasks are never recalled, those added
         later too. Replaces an earlier list; is not stored. Returns the ids of the tasks held back."""
-        blocked = self._search.block(self.encode([t.prompt for t in tasks]))
-        return [name for (name,) in self._store.rows(f"SELECT task_id FROM task WHERE id IN {LISTED} ORDER BY id", blocked)]
+        vectors = self.encode([t.prompt for t in tasks])
+        with self._store.transaction(write=False):
+            blocked = self._search.block(vectors)
+            return [name for (name,) in self._store.rows(f"SELECT task_id FROM task WHERE id IN {LISTED} ORDER BY id", blocked)]
 
     def positives(self, task_ids: Sequence[str]) -> list[tuple[str, str, str]]:
         """(task id, code, source) of the verified programs of these tasks, source "gold" or "own"; best first within a task."""
@@ -218,7 +240,6 @@ class LongTermMemory:
     def restore(self, path: Path | str) -> None:
         """Replaces the contents by those of a snapshot. Raises FalconError, changing nothing, on a file of another kind."""
         self._store.copy_from(Path(path))
-        self._search.reset()
 
     def content_hash(self) -> str:
         """SHA-256 of all that affects behaviour: equal before and after an evaluation, equal for the same operations."""
@@ -233,7 +254,7 @@ class LongTermMemory:
         if not texts:
             return np.empty((0, self.dim), np.float32)
         self._embedder = self._embedder or get_embedder(self.embedder_name)
-        vectors = np.asarray(self._embedder.encode(list(texts)), np.float32)
+        vectors = np.asarray(self._embedder.encode([clean(text) for text in texts]), np.float32)
         given, expected = (self._embedder.fingerprint, vectors.shape), (self._store.meta["embedder"], (len(texts), self.dim))
         if given != expected:
             raise FalconError(

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from falconlib.errors import FalconError
 from falconlib.memory._faiss import VectorIndex
 from falconlib.memory.store import BEST_FIRST, LISTED, Store
 
 TOP = 8  # [ours] candidates by cosine, before utility re-ranks them
 NEAR = 0.97  # [ours] a training task this close to an evaluation task is never recalled
 WIDEST = 2048  # most rows fetched for one query while looking for TOP admissible ones; a GPU index of FAISS gives no more
+GHOSTS = 0.1  # [ours] share of an index that evicted tasks may take up before it is built again
 SAVE_EVERY = 10_000  # new vectors after which the index file is written: a rebuild takes long
 
 
@@ -50,6 +50,7 @@ class Searcher:
         self.store, self.dim, self.flat_limit = store, dim, flat_limit
         self.path = Path(f"{store.path}.faiss")
         self.index: VectorIndex | None = None
+        self._version = store.number("schema_version")  # of the file whose rows the index holds: another one after a restore
         self._saved = 0  # vectors in the index file, as far as we know
         self._evaluation = np.empty((0, dim), np.float32)
         self._blocked: set[int] = set()
@@ -62,16 +63,16 @@ class Searcher:
     def nearest(self, vectors: np.ndarray, own: Sequence, hashes: Sequence, k: int) -> list[list[tuple[int, float, float]]]:
         """(id, similarity, utility) of the k best rows per query. own, hashes: id and text hash of the query (None: none)."""
         index, wanted, chosen = self.sync(), max(TOP, k), []
-        similar, found = index.search(vectors, 2 * wanted)
+        first = min(2 * wanted, WIDEST)
+        similar, found = index.search(vectors, first)
         ranks = self._ranks(found)
+        if len(ranks) < len(np.unique(found[found >= 0])) and len(index) > (1 + GHOSTS) * self.store.count():
+            self.reset()
+            return self.nearest(vectors, own, hashes, k)
         for row in range(len(vectors)):
-            near, ids, fetched = similar[row], found[row], 2 * wanted
+            near, ids, fetched = similar[row], found[row], first
             while True:
-                good = [
-                    (i, s, ranks[i][0])
-                    for i, s in zip(ids.tolist(), near.tolist(), strict=True)
-                    if i in ranks and i != own[row] and i not in self._blocked and ranks[i][1] != hashes[row]
-                ]
+                good = self._admissible(ids, near, ranks, own[row], hashes[row])
                 # Settled when what was not fetched is farther than the last one wanted, so that no tie is cut at random.
                 settled = len(good) >= wanted and good[wanted - 1][1] > near[-1] + 1e-6
                 if settled or fetched >= min(len(index), WIDEST):
@@ -79,8 +80,22 @@ class Searcher:
                 fetched = min(4 * fetched, WIDEST)
                 (near,), (ids,) = index.search(vectors[row : row + 1], fetched)
                 ranks |= self._ranks(ids)
+            if len(good) < wanted and fetched < len(index):  # in a crowd of rows that may not be shown: through the table itself
+                good = []
+                for ids, stored in self.store.vectors(0, self.dim):
+                    near = np.vecdot(stored.astype(np.float64), vectors[row].astype(np.float64))
+                    good += self._admissible(ids, near, self._ranks(ids), own[row], hashes[row])
+                    good = sorted(good, key=lambda x: (-x[1], x[0]))[:wanted]
             chosen.append(sorted(good[:wanted], key=lambda x: (-x[1] - x[2], x[0]))[:k])
         return chosen
+
+    def _admissible(self, ids: np.ndarray, near: np.ndarray, ranks: dict, own: int | None, digest: int | None) -> list:
+        """(id, similarity, utility) of the rows that exist and may be shown."""
+        return [
+            (i, s, ranks[i][0])
+            for i, s in zip(ids.tolist(), near.tolist(), strict=True)
+            if i in ranks and i != own and i not in self._blocked and ranks[i][1] != digest
+        ]
 
     def _ranks(self, ids: np.ndarray) -> dict[int, tuple[float, int]]:
         """id -> (utility, text hash) of the rows that still exist."""
@@ -113,10 +128,15 @@ class Searcher:
         return recalls
 
     def sync(self) -> VectorIndex:
-        """The index, brought up to the table: loaded or rebuilt at first, then every row that any process has added since."""
+        """The index, brought up to the table: loaded or rebuilt at first and after any process has restored another state, then
+        every row that any process has added since."""
+        version = self.store.number("schema_version")
+        if version != self._version:
+            self.reset()
+            self._version = version
         if self.index is None:
-            self.index = VectorIndex(self.dim, self.flat_limit)
-            self._saved = len(self.index) if self.index.load(self.path, self.store.stamp) else 0
+            self.index = self.load() or VectorIndex(self.dim, self.flat_limit)
+            self._saved = len(self.index)
         last = int(self.index.ids[-1]) if len(self.index) else 0
         if self.store.last() > last:
             for ids, vectors in self.store.vectors(last, self.dim):
@@ -126,16 +146,25 @@ class Searcher:
         self._block_new()
         return self.index
 
+    def load(self) -> VectorIndex | None:
+        """The saved index if it belongs to the table: by its stamp, and by a few of its vectors."""
+        index = VectorIndex(self.dim, self.flat_limit)
+        with self.store.transaction(write=False):
+            if not index.load(self.path, self.store.stamp):
+                return None
+            some = np.arange(0, len(index), max(1, len(index) // 16))
+            stored = self.store.embeddings(index.ids[some].tolist(), self.dim)
+        return index if np.array_equal(index.rows(some), [stored[i] for i in index.ids[some].tolist()]) else None
+
     def save(self) -> None:
         """Writes the index file if it has grown. Raises FalconError on a full disk; nothing is lost then."""
         if self.index is None or self.store.read_only or len(self.index) == self._saved:
             return
-        ids, stamp = self.store.stamp(int(self.index.ids[-1]))
-        if np.array_equal(ids, self.index.ids):  # else another process has evicted tasks: left to be rebuilt
-            try:
-                self.index.save(self.path, stamp)
-            except OSError as error:
-                raise FalconError(f"cannot save the index {self.path}: {error}", "free disk space; it is rebuilt then") from error
+        with self.store.transaction(write=False):
+            ids, stamp = self.store.stamp(int(self.index.ids[-1]))
+            same = self.store.number("schema_version") == self._version
+        if same and np.array_equal(ids, self.index.ids):  # else tasks have been evicted, or all replaced: left to be rebuilt
+            self.index.save(self.path, stamp)
             self._saved = len(ids)
 
     def block(self, evaluation: np.ndarray) -> list[int]:

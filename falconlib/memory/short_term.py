@@ -51,13 +51,20 @@ class ShortTermMemory:
         return {"size": self.size, "total": self.total, "tasks": tasks}
 
     def load(self, state: dict) -> None:
-        """Replaces the contents by what `state` gave. Raises FalconError when the sizes differ or a record is broken."""
+        """Replaces the contents by what `state` gave. Raises FalconError, changing nothing, when the sizes differ or a record is
+        broken."""
+        if not isinstance(state, dict):
+            raise FalconError(f"no state of a short-term memory: {str(state)[:80]}", "resume from an earlier checkpoint")
         for name in ("size", "total"):
             if state.get(name) != getattr(self, name):
                 raise FalconError(
                     f"the checkpoint holds short_term.{name} = {state.get(name)!r}, this run has {getattr(self, name)}",
                     "resume with the profile that the run was started with",
                 )
-        self._rings = OrderedDict(
-            (task, deque((from_dict(Episode, e) for e in episodes), maxlen=self.size)) for task, episodes in state["tasks"]
-        )
+        try:
+            self._rings = OrderedDict(
+                (task, deque((from_dict(Episode, e) for e in episodes), maxlen=self.size)) for task, episodes in state["tasks"]
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise FalconError(f"malformed short-term memory: {error!r}", "resume from an earlier checkpoint") from error
+        self.add(())  # drops what is beyond `total`

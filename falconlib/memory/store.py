@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -38,6 +40,8 @@ EPISODE_COLUMNS = "ast_hash, verified, source, code, count, status, error_class,
 # Gold first (checked by the data set's authors), then the better rewarded, the shorter, the older.
 BEST_FIRST = "source = 'gold' DESC, reward DESC, length(code), episode.id"
 
+SIDE = ("", "-wal", "-shm", "-journal", ".faiss", ".faiss.json")  # endings of the files that belong to a memory
+WAIT = 60  # seconds for which another process may hold the file
 LISTED = "(SELECT value FROM json_each(?))"  # `x IN {LISTED}` with a list as its value: any number of them
 
 
@@ -48,14 +52,14 @@ class Store:
     """
 
     def __init__(self, path: Path, meta: dict[str, str] | None, read_only: bool = False):
-        self.path, self.read_only = Path(path), read_only
+        self.path, self.read_only = Path(os.path.realpath(path)), read_only
         if meta is None and not self.path.is_file():
             raise FalconError(f"there is no memory at {self.path}", "give the path of an existing memory, or train first")
         with self.guard():
             self.db = self._connect()
             try:
                 self._prepare(meta)
-                self.meta = dict(self.db.execute("SELECT key, value FROM meta"))
+                self.meta = whole_meta(dict(self.db.execute("SELECT key, value FROM meta")), self.path)
             except BaseException:
                 self.db.close()
                 raise
@@ -66,52 +70,56 @@ class Store:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise FalconError(f"memory {self.path}: its folder cannot be made: {error}", "choose another path") from error
-            return sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            return sqlite3.connect(self.path, timeout=WAIT, isolation_level=None)
         # In a folder that cannot be written, a WAL file opens only as immutable; safe while nobody has an open WAL beside it.
         frozen = not os.access(self.path.parent, os.W_OK) and not Path(f"{self.path}-wal").exists()
-        uri = f"file:{quote(str(self.path.resolve()))}?mode=ro{'&immutable=1' if frozen else ''}"
-        return sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None)
+        uri = f"file:{quote(os.fsencode(self.path))}?mode=ro{'&immutable=1' if frozen else ''}"
+        return sqlite3.connect(uri, uri=True, timeout=WAIT, isolation_level=None)
 
     def _prepare(self, meta: dict[str, str] | None) -> None:
         self.db.execute("PRAGMA foreign_keys = ON")
         self.db.execute("PRAGMA cache_size = -65536")
-        if self._number("application_id") == 0 and not self._tables() and meta is not None and not self.read_only:
+        if self.number("application_id") == 0 and not self._tables() and meta is not None and not self.read_only:
             self.db.execute("PRAGMA journal_mode = WAL")
             with self.transaction():
                 if not self._tables():  # else another process was faster
                     for statement in (*SCHEMA, f"PRAGMA application_id = {APPLICATION}", f"PRAGMA user_version = {VERSION}"):
                         self.db.execute(statement)
                     self.db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-        if self._number("application_id") != APPLICATION:
+        if self.number("application_id") != APPLICATION:
             raise FalconError(
                 f"{self.path} is an SQLite file of another program, not a memory", "give another path; it was left as it is"
             )
-        schema = self._number("user_version")
+        schema = self.number("user_version")
         if schema != VERSION:
             raise FalconError(f"memory {self.path} has schema {schema}, {VERSION} is expected", "use the falconlib that wrote it")
         if not self.read_only:
             self.db.execute("PRAGMA synchronous = FULL")
 
-    def _number(self, pragma: str) -> int:
-        return self.db.execute(f"PRAGMA {pragma}").fetchone()[0]
+    def number(self, pragma: str) -> int:
+        """What SQLite says of the file; "schema_version" grows with every `copy_from`, by whatever process."""
+        return self.rows(f"PRAGMA {pragma}")[0][0]
 
     def _tables(self) -> int:
         return self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Turns SQLite's errors into FalconError."""
+        """Turns SQLite's errors, and those of values that it cannot hold, into FalconError."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OverflowError, UnicodeError) as error:
             text, remedy = str(error).lower(), "see the message of SQLite"
             if "full" in text or "disk i/o" in text:
                 remedy = "free some disk space and repeat: this write was not stored, everything before it is safe"
             elif "locked" in text:
                 remedy = "another process holds the file for over a minute: wait for it or stop it"
             elif "readonly" in text or "unable to open" in text:
-                remedy = "check the path and its permissions, or open it read-only"
-            elif "malformed" in text or "not a database" in text:
+                other = (
+                    "copy it, with its -wal file, to a folder that you may write to" if self.read_only else "open it read-only"
+                )
+                remedy = f"check the path and its permissions, or {other}"
+            elif "malformed" in text or "not a database" in text or "no such" in text:
                 remedy = self._mend()
             raise FalconError(f"memory {self.path}: {error}", remedy) from error
 
@@ -120,11 +128,18 @@ class Store:
             raise FalconError(f"memory {self.path} is open read-only: nothing may be written", "open it with read_only=False")
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """One write: all of it is on disk afterwards, or nothing. Raises FalconError on a read-only memory."""
-        self._writable()
+    def transaction(self, write: bool = True) -> Iterator[sqlite3.Connection]:
+        """One write: all of it is on disk afterwards, or nothing. Raises FalconError on a read-only memory.
+
+        write=False: all reads of the block see one state of the file, whatever others write; inside another one it is part of it.
+        """
+        if write:
+            self._writable()
+        elif self.db.in_transaction:
+            yield self.db
+            return
         with self.guard():
-            self.db.execute("BEGIN IMMEDIATE")
+            self.db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
             try:
                 yield self.db
                 self.db.execute("COMMIT")
@@ -166,15 +181,19 @@ class Store:
         """The highest id that any task has (0: none)."""
         return self.rows("SELECT coalesce(max(id), 0) FROM task")[0][0]
 
+    def count(self) -> int:
+        """Number of tasks."""
+        return self.rows("SELECT count(*) FROM task INDEXED BY task_rank")[0][0]
+
     def content_hash(self) -> str:
         """SHA-256 of everything that can affect behaviour: the same operations give the same hash, on any process and day."""
         digest = hashlib.sha256(json.dumps(self.meta, sort_keys=True).encode())
-        with self.guard():
+        with self.transaction(write=False) as db:
             for sql in (
                 f"SELECT {TASK_COLUMNS} FROM task ORDER BY id",
                 f"SELECT task_id, {EPISODE_COLUMNS} FROM episode JOIN task ON task.id = episode.task ORDER BY episode.id",
             ):
-                for row in self.db.execute(sql):
+                for row in db.execute(sql):
                     digest.update(repr(row).encode())
         return digest.hexdigest()
 
@@ -199,7 +218,7 @@ class Store:
 
     def copy_to(self, path: Path) -> None:
         """An exact copy as one file, made while others may write; replaces `path` atomically."""
-        temporary = Path(f"{path}.{os.getpid()}.tmp")
+        temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
         try:
             with closing(sqlite3.connect(temporary, isolation_level=None)) as target:
                 self.db.backup(target)
@@ -216,12 +235,18 @@ class Store:
     def copy_from(self, path: Path) -> None:
         """Replaces the contents by those of a copy. Raises FalconError, changing nothing, when it is of another embedder."""
         self._writable()
+        end = time.monotonic() + WAIT
+
+        def progress(status: int, *_: int) -> None:  # without it, SQLite would wait for ever
+            if status != sqlite3.SQLITE_DONE and time.monotonic() > end:
+                raise sqlite3.OperationalError("database is locked")
+
         with closing(Store(path, None, read_only=True)) as source, self.guard():
             if source.meta != self.meta:
                 raise FalconError(
                     f"snapshot {path} was made with {source.meta}, this memory with {self.meta}", "give one of this memory"
                 )
-            source.db.backup(self.db)
+            source.db.backup(self.db, progress=progress)
             self.db.execute("PRAGMA journal_mode = WAL")
 
     def _mend(self) -> str:
@@ -231,6 +256,16 @@ class Store:
         """Closes the file; the last one to close folds the WAL into it."""
         with self.guard():
             self.db.close()
+
+
+def whole_meta(meta: object, path: Path | str) -> dict[str, str]:
+    """The facts of a memory file. Raises FalconError when one is missing or malformed."""
+    whole = isinstance(meta, dict) and all(isinstance(value, str) for value in meta.values())
+    if not (whole and {"embedder", "name"} <= set(meta) and re.fullmatch(r"[1-9][0-9]{0,6}", meta.get("dim", ""))):
+        raise FalconError(
+            f"{path} does not say which embedder it was written with: {str(meta)[:200]}", "restore it from a checkpoint"
+        )
+    return meta
 
 
 def megabytes(*paths: Path) -> float | None:

@@ -2,120 +2,203 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import sqlite3
-from contextlib import closing
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from falconlib.errors import FalconError
-from falconlib.memory._faiss import VectorIndex
-from falconlib.memory.digest import text_hash
+from falconlib.memory.digest import program_hash, text_hash
 from falconlib.memory.embed import Embedder
 from falconlib.memory.long_term import LongTermMemory
-from falconlib.memory.store import EPISODE_COLUMNS, TASK_COLUMNS, Store
+from falconlib.memory.store import EPISODE_COLUMNS, SCHEMA, SIDE, TASK_COLUMNS, Store, whole_meta
+from falconlib.records import Feedback, from_json
 
 TASK, EPISODE = f"id, {TASK_COLUMNS}", f"id, task, {EPISODE_COLUMNS}, run_id, created"
+TABLES = {"task": TASK, "episode": EPISODE}
 COLUMNS = [f"task_{c}" for c in TASK.split(", ")] + [f"episode_{c}" for c in EPISODE.split(", ")]  # of an exported file
 
 
 def verify(path: Path | str, *, repair: bool = False, embedder: Embedder | None = None) -> list[str]:
     """What is wrong with the memory at `path`, one line each; empty when it is sound.
 
-    repair: a damaged file is replaced by a copy of its readable rows (the old one stays as `path`.damaged), wrong embeddings are
-    made again (embedder: None takes the one that the file names), the index is rebuilt. Raises FalconError when there is no
-    memory at `path`, or too little of it to be mended.
+    repair: a damaged file is replaced by a copy of its sound rows (the old one stays as `path`.damaged, or with a number behind
+    that), wrong embeddings are made again (embedder: None takes the one that the file names), the index is rebuilt, what killed
+    processes left beside it is removed. Raises FalconError when there is no memory at `path`, too little of it to be mended, or
+    another process has a damaged one open.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # mends what a link points to, not the link
     found = _damage(path)
     if found and repair:
         found.append(_salvage(path))
     if repair or not found:
         with LongTermMemory(path, embedder, read_only=not repair) as memory:
             found += _wrong_tasks(memory, repair) + _wrong_index(memory, repair)
+    for left in path.parent.iterdir() if repair else ():
+        if left.name.startswith(f".{path.name}.") and left.is_file() and time.time() - left.stat().st_mtime > 3600:
+            left.unlink()
     return found
 
 
 def _damage(path: Path) -> list[str]:
-    """What SQLite finds in the file."""
+    """What SQLite finds in the file, objects that it lacks, and programs that cannot be used."""
     try:
         with closing(Store(path, None, read_only=True)) as store:
             lines = [line for (line,) in store.rows("PRAGMA integrity_check") if line != "ok"]
-            return lines + [
-                f"{table} {row} belongs to no {parent}" for table, row, parent, _ in store.rows("PRAGMA foreign_key_check")
-            ]
+            lines += [f"{table} {row} belongs to no {parent}" for table, row, parent, _ in store.rows("PRAGMA foreign_key_check")]
+            there = {sql for (sql,) in store.rows("SELECT sql FROM sqlite_master")}
+            lines += [f"{sql.partition('(')[0][7:]} is missing or altered" for sql in SCHEMA if sql not in there]
+            for row in store.rows(f"SELECT {EPISODE} FROM episode"):
+                lines += [] if _sound(row) else [f"program {row[0]} is damaged, or another version of Python stored it"]
+            return lines
     except FalconError as error:
         if "--repair" not in error.remedy:
             raise  # missing, or no memory at all: nothing of ours to be mended
         return [error.message]
 
 
+def _sound(row: tuple) -> bool:
+    """Whether a row of EPISODE holds the program that its hash names, feedback, and numbers where they belong."""
+    values = dict(zip(EPISODE.split(", "), row, strict=True))
+    numbers = [values[name] for name in ("reward", "created") if values[name] is not None]
+    try:
+        from_json(Feedback, values["feedback"])
+        return program_hash(values["code"]) == values["ast_hash"] and all(map(math.isfinite, numbers))
+    except (FalconError, TypeError, AttributeError):
+        return False
+
+
 def _wrong_tasks(memory: LongTermMemory, repair: bool) -> list[str]:
-    """Tasks whose embedding or text hash does not belong to their description."""
+    """Tasks whose embedding or text hash does not belong to their description, or whose utility is no number."""
     wrong = {}
-    for i, task_id, description, digest, blob in memory._store.rows(
-        "SELECT id, task_id, description, text_hash, embedding FROM task"
+    for i, task_id, description, digest, blob, utility in memory._store.rows(
+        "SELECT id, task_id, description, text_hash, embedding, utility FROM task"
     ):
-        whole = len(blob) == 4 * memory.dim and abs(np.linalg.norm(np.frombuffer(blob, np.float32)) - 1) < 1e-3
-        if not whole or digest != text_hash(description):
-            wrong[i] = (task_id, description)
+        whole = (
+            isinstance(blob, bytes)
+            and isinstance(description, str)
+            and len(blob) == 4 * memory.dim
+            and abs(np.linalg.norm(np.frombuffer(blob, np.float32).astype(float)) - 1) < 1e-3
+        )
+        finite = isinstance(utility, float) and math.isfinite(utility)
+        if not (whole and finite and digest == text_hash(description)):
+            wrong[i] = (task_id, str(description), utility if finite else 0.0)
     if repair and wrong:
-        vectors = memory.encode([description for _, description in wrong.values()])
+        vectors = memory.encode([description for _, description, _ in wrong.values()])
         with memory._store.transaction() as db:
-            rows = [(v.tobytes(), text_hash(d), i) for v, (i, (_, d)) in zip(vectors, wrong.items(), strict=True)]
-            db.executemany("UPDATE task SET embedding = ?, text_hash = ? WHERE id = ?", rows)
-        memory._search.path.unlink(missing_ok=True)
-    return [f"the embedding of task {task_id!r} is damaged" for task_id, _ in wrong.values()]
+            rows = [(v.tobytes(), text_hash(d), u, i) for v, (i, (_, d, u)) in zip(vectors, wrong.items(), strict=True)]
+            db.executemany("UPDATE task SET embedding = ?, text_hash = ?, utility = ? WHERE id = ?", rows)
+        _drop_index(memory)
+    return [f"the embedding or utility of task {task_id!r} is damaged" for task_id, *_ in wrong.values()]
 
 
 def _wrong_index(memory: LongTermMemory, repair: bool) -> list[str]:
     """An index file that is there but cannot be used."""
     search = memory._search
-    if not search.path.exists() or VectorIndex(memory.dim, search.flat_limit).load(search.path, memory._store.stamp):
+    if not search.path.exists() or search.load():
         return []
     if repair:
-        search.path.unlink()
+        _drop_index(memory)
         search.sync()
         search.save()
     return [f"the index {search.path} is damaged or of another memory (it is rebuilt at the next recall)"]
 
 
-def _salvage(path: Path) -> str:
-    """Copies every readable row to a fresh file, which takes the place of the damaged one."""
-    fresh, old = Path(f"{path}.mended"), Path(f"{path}.damaged")
-    fresh.unlink(missing_ok=True)
-    unreadable = 0
+def _drop_index(memory: LongTermMemory) -> None:
+    path = memory._search.path
     try:
-        with closing(sqlite3.connect(path)) as source:
-            source.execute("PRAGMA writable_schema = ON")  # lets SQLite open a file that is shorter than its header says
-            meta = dict(source.execute("SELECT key, value FROM meta"))
-            tops = dict(source.execute("SELECT name, seq FROM sqlite_sequence"))
-            with closing(Store(fresh, meta)) as target, target.transaction() as db:
-                tasks = set()
-                for table, columns in (("task", TASK), ("episode", EPISODE)):
-                    for i in range(1, tops.get(table, 0) + 1):
-                        try:
-                            row = source.execute(f"SELECT {columns} FROM {table} NOT INDEXED WHERE id = ?", (i,)).fetchone()
-                            if row and (table == "task" or row[1] in tasks):
-                                db.execute(f"INSERT INTO {table}({columns}) VALUES ({', '.join('?' * len(row))})", row)
-                                tasks.add(i) if table == "task" else None
-                        except sqlite3.DatabaseError:
-                            unreadable += 1
-    except sqlite3.DatabaseError as error:
-        raise FalconError(
-            f"memory {path} cannot be mended: {error}", "restore it from a checkpoint, or start a new memory"
-        ) from error
-    for suffix in ("-wal", "-shm", ""):
-        if Path(f"{path}{suffix}").exists():
-            os.replace(f"{path}{suffix}", f"{old}{suffix}")
-    os.replace(fresh, path)
-    return f"{unreadable} rows could not be read; the damaged file is kept as {old}"
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise FalconError(f"index {path} cannot be removed: {error}", "move it away: it is rebuilt then") from error
+
+
+def _salvage(path: Path) -> str:
+    """Copies every sound row to a fresh file, which takes the place of the damaged one."""
+    old = next(name for n in itertools.count(1) if not (name := Path(f"{path}.damaged" + f"-{n}" * (n > 1))).exists())
+    try:
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            fresh, lost = Path(folder) / path.name, 0
+            with closing(sqlite3.connect(path, timeout=1)) as source:
+                source.execute("PRAGMA locking_mode = EXCLUSIVE")  # nobody else may have it open
+                source.execute("PRAGMA writable_schema = ON")  # lets SQLite open a file that is shorter than its header says
+                meta = dict(source.execute("SELECT key, value FROM meta"))
+                with closing(Store(fresh, meta)) as target, target.transaction() as db:
+                    lost = sum(not _copy(row, table, db) for table in TABLES for row in _rows(source, table))
+            os.link(path, old)  # from here on there is a whole file at every moment
+            Path(f"{path}-shm").unlink(missing_ok=True)  # holds nothing of its own
+            if Path(f"{path}-wal").exists():
+                os.replace(f"{path}-wal", f"{old}-wal")
+            os.replace(fresh, path)
+    except (OSError, sqlite3.Error) as error:
+        remedy = "restore it from a checkpoint, or start a new memory"
+        if "locked" in str(error):
+            remedy = "another process has it open: stop that one first"
+        raise FalconError(f"memory {path} cannot be mended: {error}", remedy) from error
+    return f"{lost} rows could not be read; the damaged file is kept as {old}"
+
+
+def _rows(source: sqlite3.Connection, table: str) -> Iterator[tuple | None]:
+    """The rows of a damaged table in order of id; None for one that cannot be read."""
+    top = 0
+    for sql in (f"SELECT max(id) FROM {table} NOT INDEXED", f"SELECT seq FROM sqlite_sequence WHERE name = '{table}'"):
+        try:
+            (top,) = source.execute(sql).fetchone() or (0,)
+            break
+        except sqlite3.DatabaseError:  # the end of the table is damaged: as many as there have ever been
+            continue
+    for i in range(1, min(int(top or 0), 10**8) + 1):
+        try:
+            row = source.execute(f"SELECT {TABLES[table]} FROM {table} NOT INDEXED WHERE id = ?", (i,)).fetchone()
+        except sqlite3.DatabaseError:
+            yield None
+        else:
+            yield from [row] if row else []
+
+
+def _copy(row: tuple | None, table: str, db: sqlite3.Connection) -> bool:
+    """Whether a row was sound and could be stored."""
+    if row is None or (table == "episode" and not _sound(row)):
+        return False
+    try:
+        db.execute(f"INSERT INTO {table}({TABLES[table]}) VALUES ({', '.join('?' * len(row))})", row)
+    except sqlite3.IntegrityError:  # of a task that is lost, or with a damaged value
+        return False
+    return True
+
+
+@contextmanager
+def _new_file(path: Path, memory: Path | None = None) -> Iterator[Path]:
+    """A private file that becomes `path` when the block ends; otherwise nothing is left. Raises FalconError when there is a
+    file at `path`, whoever made it and when, and when that name belongs to the files of `memory`."""
+    path = Path(path)
+    taken = FalconError(f"{path} exists: only a new file is written", "give another path")
+    if os.path.lexists(path) or (memory and os.path.realpath(path) in [f"{os.path.realpath(memory)}{end}" for end in SIDE]):
+        raise taken
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            temporary = Path(folder) / path.name
+            yield temporary
+            os.link(temporary, path)  # fails, unlike a rename, where another process was faster
+    except FileExistsError as error:
+        raise taken from error
+    except FalconError as error:
+        raise FalconError(error.message.replace(str(temporary), str(path)), error.remedy) from error
+    except OSError as error:
+        raise FalconError(f"cannot write {path}: {error}", "check the folder and the disk") from error
 
 
 def export(memory: LongTermMemory, path: Path | str) -> None:
-    """Writes everything to one Parquet file: one row per episode with its task's columns; a task without episodes has one row."""
+    """Writes everything to one new Parquet file: one row per episode with its task's columns; a task without episodes has one
+    row. Raises FalconError, leaving everything as it was, when there is a file at `path` and when the disk is full."""
     import pyarrow
     from pyarrow import parquet
 
@@ -123,41 +206,32 @@ def export(memory: LongTermMemory, path: Path | str) -> None:
     rows = memory._store.rows(f"SELECT {', '.join(columns)} FROM task t LEFT JOIN episode e ON e.task = t.id ORDER BY t.id, e.id")
     values = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)
     table = pyarrow.table({name: list(column) for name, column in zip(COLUMNS, values, strict=True)})
-    temporary = Path(f"{path}.tmp")
-    try:
+    with _new_file(path, memory.path) as temporary:
         parquet.write_table(
             table.replace_schema_metadata({"falconlib": json.dumps(memory._store.meta)}), temporary, compression="zstd"
         )
-        os.replace(temporary, path)
-    except OSError as error:
-        raise FalconError(f"export to {path} failed: {error}", "check the folder and the disk") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def import_export(source: Path | str, path: Path | str) -> None:
     """Makes a new memory at `path` from a file of `export`: the same contents, by content hash. Raises FalconError, leaving
-    nothing behind, when `path` exists, `source` is no such file, or the disk is full."""
+    nothing behind, when `path` exists, `source` is no such file or a damaged one, or the disk is full."""
     from pyarrow import ArrowException, parquet
 
-    if Path(path).exists():
-        raise FalconError(f"{path} exists: an import makes a new memory", "give another path")
-    try:
-        table = parquet.read_table(source)
-        meta = json.loads(table.schema.metadata[b"falconlib"])
-        rows = list(zip(*(table[name].to_pylist() for name in COLUMNS), strict=True))
-    except (OSError, ArrowException, KeyError, TypeError, ValueError) as error:
-        raise FalconError(
-            f"{source} is no exported memory: {type(error).__name__}: {error}", "give a file that `falconlib memory export` wrote"
-        ) from error
     width = len(TASK.split(", "))
-    tasks = {row[0]: row[:width] for row in rows}
-    episodes = sorted(row[width:] for row in rows if row[width] is not None)
-    try:
-        with closing(Store(Path(path), meta)) as store, store.transaction() as db:
+    with _new_file(path) as temporary:
+        try:
+            table = parquet.read_table(source)
+            meta = whole_meta(json.loads(table.schema.metadata[b"falconlib"]), source)
+            rows = list(zip(*(table[name].to_pylist() for name in COLUMNS), strict=True))
+            tasks = {row[0]: row[:width] for row in rows}
+            episodes = sorted(row[width:] for row in rows if row[width] is not None)
+        except (OSError, ArrowException, KeyError, TypeError, ValueError) as error:
+            raise FalconError(
+                f"{source} is no exported memory: {type(error).__name__}: {error}",
+                "give a file that `falconlib memory export` wrote",
+            ) from error
+        with closing(Store(temporary, meta)) as store, store.transaction() as db:
             for name, columns, values in (("task", TASK, list(tasks.values())), ("episode", EPISODE, episodes)):
                 db.executemany(f"INSERT INTO {name}({columns}) VALUES ({', '.join('?' * len(columns.split(', ')))})", values)
-    except FalconError:
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{path}{suffix}").unlink(missing_ok=True)
-        raise
+        if found := verify(temporary):
+            raise FalconError(f"{source} holds a damaged memory: {found[0]}", "export it again, from a sound one")

@@ -1,10 +1,12 @@
-"""The policy's own hidden states as an embedder (the paper's way): mean over a text's tokens, after a third of the layers.
+"""The policy's own hidden states as an embedder (the paper's way): mean over a text's tokens, after a third of the layers, less
+what all texts have in common (the mean over SENTENCES): without that, any two tasks would look nearly the same.
 
 A copy of the base model without adapters, cut off above that layer: the vectors of a model that is being trained would go stale.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +17,22 @@ from falconlib.errors import FalconError
 from falconlib.memory import LongTermMemory, PolicyStates, get_embedder
 from falconlib.memory.embed import Embedder
 from falconlib.policy.models import load_policy
+
+# [ours] of many kinds, and fixed: a mean over the memory's own tasks would make stored vectors stale with every new one
+SENTENCES = (
+    "Return the largest number of a list.",
+    "Count how often each letter occurs in a string.",
+    "Write a function that checks whether a year is a leap year.",
+    "Read pairs of integers from standard input and print their sums, one per line.",
+    "Find the shortest path between two nodes of a weighted graph.",
+    "Replace every space of a text by an underscore.",
+    "Implement a stack class with the methods push, pop and peek.",
+    "Convert a temperature from Celsius to Fahrenheit, rounded to two decimals.",
+    "Remove all keys of a dictionary whose value is None.",
+    "Given n and k, compute the number of ways to choose k of n items modulo 1000000007.",
+    "Sort a list of tuples by their second element in descending order.",
+    "Multiply two matrices given as lists of rows.",
+)
 
 
 def embedder_for(name: str, model: ModelConfig) -> Embedder:
@@ -59,4 +77,6 @@ def policy_states(config: ModelConfig) -> PolicyStates:
             rows |= zip(batch, (hidden.sum(1) / mask.sum(1, keepdim=True)).float().cpu().numpy(), strict=True)
         return np.stack([rows[i] for i in range(len(texts))])
 
-    return PolicyStates(states, policy.model.config.hidden_size, f"{policy.fingerprint}/layer{depth}/mean512")
+    centre, name = states(SENTENCES).mean(0), hashlib.sha256("\n".join(SENTENCES).encode()).hexdigest()[:8]
+    kind = f"{policy.fingerprint}/layer{depth}/mean512/centre-{name}"
+    return PolicyStates(lambda texts: states(texts) - centre, policy.model.config.hidden_size, kind)

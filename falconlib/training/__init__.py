@@ -80,6 +80,7 @@ def train_rl(policy, tasks, profile: Profile, seed: int, folder: Path, progress:
     from falconlib.policy.states import embedder_for
     from falconlib.rollout import Conductor
     from falconlib.sandbox import Sandbox
+    from falconlib.tasks import load_tasks
     from falconlib.training.distributed import rank
     from falconlib.training.mirror import mirror
     from falconlib.training.mrlf import MRLF
@@ -93,6 +94,8 @@ def train_rl(policy, tasks, profile: Profile, seed: int, folder: Path, progress:
         long = LongTermMemory(folder / name, embedder_for(profile.long_term.embedder, profile.model), run_id=folder.name)
         long.add_tasks(tasks)
         long.add_golds(tasks)
+        chosen = profile.tasks  # what looks like an evaluated task is neither shown nor counted while training
+        long.blocklist([t for name in chosen.benchmarks for t in load_tasks(name, "test", chosen.eval_limit, chosen.seed)])
     if profile.short_term.enabled:
         short = ShortTermMemory(profile.short_term.size, profile.short_term.total)
     try:
