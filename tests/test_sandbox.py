@@ -1,8 +1,10 @@
 """Verdicts of the sandbox: statuses, errors, integrity, output, broken and hostile tests."""
 
 import _thread
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -296,10 +298,12 @@ def test_killed_supervisor_leaves_nothing():
 
 
 def test_an_interrupt_leaves_a_usable_sandbox():
-    with Sandbox(SandboxConfig(workers=1, cpu_s=30.0)) as sandbox:
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with SIGINT ignored
+    with contextlib.closing(Sandbox(SandboxConfig(workers=1, cpu_s=30.0))) as sandbox:
         threading.Timer(0.2, _thread.interrupt_main).start()
         with pytest.raises(KeyboardInterrupt):
             sandbox.run(Program("import time\ntime.sleep(29)\n", ADD))
+        signal.signal(signal.SIGINT, previous)
         assert sandbox.run(GOOD).status == "pass"
 
 

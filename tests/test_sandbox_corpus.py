@@ -264,7 +264,8 @@ def test_self_test_wants_a_program_and_names_bad_lines(tmp_path):
         check_corpus(tmp_path / "none.jsonl")
 
 
-WRONG_ROWS = [{"program": 7}, {"must_hold": "WALL"}, {"repeat": 0}, {"expect": 3}, {"also_ok": "fail"}]
+WRONG_ROWS = [{"program": 7}, {"must_hold": "WALL"}, {"repeat": 0}, {"expect": 3}, {"also_ok": "fail"}, {"after": []},
+              {"expect": {"lines": 3}}]  # fmt: skip
 
 
 @pytest.mark.parametrize("row", WRONG_ROWS)
@@ -279,3 +280,12 @@ def test_self_test_names_an_unwritable_answer_and_a_second_check(tmp_path):
         check_corpus(corpus, json_out=tmp_path / "none" / "out.json")
     with Surroundings(), pytest.raises(FalconError, match="canaries cannot be put up"):
         check_corpus(corpus)
+
+
+def test_self_test_names_what_would_go_unchecked(tmp_path, capsys):
+    with pytest.raises(FalconError, match=r"program to run before control 'contrl'.*known: control"):
+        check_corpus(write(tmp_path / "c.jsonl", {"after": "contrl"}))
+    with pytest.raises(FalconError, match="cannot write"):
+        check_corpus(write(tmp_path / "c.jsonl", {}), json_out=tmp_path)
+    assert check_corpus(write(tmp_path / "c.jsonl", {"hidden_test": "f(1)"}), tier="B") == 1
+    assert "no assert of the hidden test ran" in capsys.readouterr().out

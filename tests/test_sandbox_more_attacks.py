@@ -178,7 +178,7 @@ def f(x):
     started = 0
     try:
         while started < 2000:
-            threading.Thread(target=time.sleep, args=(0.3,), daemon=True).start()
+            threading.Thread(target=time.sleep, args=(3,), daemon=True).start()
             started += 1
     except RuntimeError:
         pass

@@ -63,6 +63,23 @@ def test_few_open_files_are_enough_or_named():
     assert "FalconError the sandbox did not start: 128 open files are needed" in script(FEW.format(soft=40, hard=100)).stdout
 
 
+LOW = """
+import resource
+resource.setrlimit(resource.RLIMIT_{name}, ({limit}, {limit}))
+try:
+    with Sandbox(SandboxConfig(workers=1)) as s:
+        print(s.run(Program('def f(): return 1', ('assert f() == 1',))).status)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_low_limits_of_the_caller_are_kept_or_named():
+    assert script(LOW.format(name="NPROC", limit=200)).stdout == "pass\n"
+    assert script(LOW.format(name="STACK", limit=1 << 20)).stdout == "pass\n"
+    assert "files of 8 MiB are needed, the limit (ulimit -f) is 1024" in script(LOW.format(name="FSIZE", limit=1024)).stdout
+
+
 def test_descriptors_that_run_out_are_an_error_and_not_the_end():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     held = []

@@ -109,9 +109,14 @@ def test_what_the_probe_sees_decides_not_what_was_set_up():
     told = dict.fromkeys(("read", "write", "source", "socket", "fork", "exec", "trace", "unshare", "become_root"), 1)
     told |= {"signal": 1, "raise_limit": -1, "memory": -1, "output": 27, "list": 13, "parent": 1, "host": "sandbox"}
     record = {"Seccomp": "2", "NoNewPrivs": "1", "Uid": "2\t2", "CapPrm": "0", "CapEff": "0", "CapBnd": "0", "CapInh": "0"}
+    record |= {"user namespace": "1", "net namespace": "2", "ipc namespace": "3", "devices": "lo", "clock": "0.01"}
     assert grade(assess(facts, told, record, [])) == "A"
     for changed in ({"read": 0}, {"list": 0}, {"parent": 7}):
         assert grade(assess(facts, told | changed, record, [])) == "B" or changed == {"read": 0}
+    here = str(os.stat("/proc/self/ns/ipc").st_ino)
+    for wrong, layer in (({"ipc namespace": here}, "ipc"), ({"user namespace": "0"}, "user"), ({"devices": "lo eth0"}, "net"),
+                         ({"clock": "0.0"}, "clocks")):  # fmt: skip
+        assert [n for n, v in assess(facts, told, record | wrong, []).items() if not v["verified"]] == [layer]
     for wrong in ({"Seccomp": "0"}, {"NoNewPrivs": "0"}, {"CapEff": "1"}):
         layers = assess(facts, told, record | wrong, [])
         assert grade(layers) == "none"
@@ -143,3 +148,27 @@ def test_without_root():
     if "unshare" in done.stderr:
         pytest.skip(done.stderr)
     assert done.stdout == "A pass only root can lend other uids\n", done.stderr
+
+
+def test_a_single_mapped_id_is_no_obstacle():
+    script = (
+        "from falconlib.config import SandboxConfig\nfrom falconlib.records import Program\n"
+        "from falconlib.sandbox import Sandbox\nwith Sandbox(SandboxConfig(workers=1)) as s:\n"
+        "    print(s.run(Program('def f(): return 1', ('assert f() == 1',))).status, s.layers['uid']['reason'])\n"
+    )
+    command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if "unshare" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.stdout == "pass no other uids are mapped here\n", done.stderr
+
+
+def test_the_root_folder_is_read_only_and_landlock_knows_networks_and_signals(strong):
+    with Sandbox(UNSAFE, without=("landlock", "seccomp", "capabilities", "uid")) as sandbox:
+        assert "Read-only" in answer(sandbox, "return open('/usr/x', 'w')")
+    with Sandbox(UNSAFE, without=("seccomp", "net", "pid", "user", "uid")) as sandbox:
+        if "signals" not in sandbox.layers["landlock"]["reason"]:
+            pytest.skip("this kernel's Landlock has files only")
+        connect = "import socket\ns = socket.socket()\ntry: s.connect(('127.0.0.1', 9))\nexcept OSError as e: return e.errno"
+        assert answer(sandbox, connect) == "'13'"  # EACCES, where the kernel alone would say ECONNREFUSED
+        assert "PermissionError" in answer(sandbox, "return os.kill(os.getppid(), 0)")

@@ -11,7 +11,16 @@ A candidate sees the standard library and nothing else: no third-party package, 
 `import numpy` ends as a runtime_error with ModuleNotFoundError, and a file opened for writing as one with OSError (only
 /dev/null takes text); to admit a package would mean to grant its folder in `kernel.library`, and whatever else lies there.
 Where there is no mount namespace a candidate still learns names, sizes and dates of files (stat), never their content.
-Asserts inside a loop over the program's own answer count as often as the loop runs: write `assert f(x) == [...]` instead.
+Asserts inside a loop over the program's own answer count as often as the loop runs, and `zip` ends with the shorter of the
+two (tests_expected is None then): write `assert f(x) == [...]` instead. Asserts before the program is asked for anything are
+no tests. What a pass may rest on when a program returns objects stands in `proxies`.
+Tests that fail whatever the program is (a missing package, an error before the first call, a sleep, an exit) are an
+infra_error named BrokenTests. Not carried: coroutines, endless slow generators, arguments of exceptions, an `except
+AssertionError` around an assert, changes of an argument but by a bare `f(xs)` before the assert, names of the program that
+the tests bind as well.
+On tier B without root, threads are bounded by memory alone, as their number is counted per user; where root lends uids,
+sandboxes beside each other share theirs, and so their limit of threads.
+The CPU limit is a constant: mbpp/123's own solution takes about 2 s, and fails it on a slow or busy core. Raise `cpu_s` for it.
 Nothing is unforgeable: what is claimed is which layers were verified, and that no program of the corpora forges a pass.
 """
 

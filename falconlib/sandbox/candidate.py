@@ -7,6 +7,7 @@ import atexit
 import codeop
 import contextlib
 import dis
+import io
 import operator
 import sys
 import threading
@@ -37,6 +38,7 @@ def describe(error):
         trace = trace.tb_next
     info = {
         "type": type(error).__name__[:100],
+        "base": next(k.__name__ for k in type(error).__mro__ if k.__module__ == "builtins"),
         "frames": frames[:10] + frames[-10:] if len(frames) > 20 else frames,
         "raised": raised,
     }
@@ -52,7 +54,7 @@ def describe(error):
 
 def syntax_info(error, source):
     """A compile error as plain data; `truncated` when the source ends before the statement does."""
-    lines = source.rstrip().splitlines() or [""]
+    lines = io.StringIO(source.rstrip(), newline=None).readlines() or [""]  # what Python counts as a line
     line = getattr(error, "lineno", None)
     truncated = line is not None and line >= len(lines) and (getattr(error, "offset", 0) or 0) > len(lines[-1].rstrip())
     truncated = truncated or (line == len(lines) and "unterminated" in str(error))

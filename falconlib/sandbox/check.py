@@ -19,15 +19,15 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import psutil
 from tqdm.auto import tqdm
 
 from falconlib.config import SandboxConfig
-from falconlib.errors import FalconError
-from falconlib.records import Program, Report, to_json
+from falconlib.errors import FalconError, did_you_mean
+from falconlib.records import INFRA_ERROR, Program, Report, to_json
 from falconlib.sandbox.pool import Sandbox
 
 CANARY = Path("/tmp/falcon_canary")
@@ -35,6 +35,14 @@ PORT = 53535
 _TRACES = ("/tmp/falcon_pwned*", "/dev/shm/falcon*", "~/.falcon_pwned*", sysconfig.get_paths()["purelib"] + "/falcon_pwned*")
 _SEGMENT = 0x46414C43  # the System V key that a hostile program would use
 _CONTROL = Program("def add(a, b):\n    return a + b\n", ("assert add(1, 2) == 3\nassert add(2, 2) == 4",))
+
+
+class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `expect` of a row may hold."""
+
+    error_type: str = ""
+    line: int = 0
+    per_test: list[str] = []
 
 
 class Row(msgspec.Struct):
@@ -46,7 +54,8 @@ class Row(msgspec.Struct):
     expected_verdict: str
     must_hold: list[str]
     also_ok: list[str] = []
-    expect: dict[str, Any] = {}
+    expect: Expect = Expect()
+    after: str = ""
     repeat: Annotated[int, msgspec.Meta(ge=1)] = 1
     hidden_test: str = ""
 
@@ -62,7 +71,8 @@ def check_corpus(path: str | Path, tier: str | None = None, json_out: str | Path
     a machine that does not offer the tier.
     """
     rows = read_corpus(Path(path))
-    if json_out is not None and not os.access(Path(json_out).absolute().parent, os.W_OK):
+    out = Path(json_out).absolute() if json_out is not None else None
+    if out is not None and (out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK)):
         raise FalconError(f"cannot write {str(json_out)!r}", "give --json a file in a folder that exists")
     mismatches: list[dict] = []
     with Surroundings() as around:
@@ -98,9 +108,13 @@ def read_corpus(path: Path) -> list[dict]:
         try:
             row = json.loads(line)
             msgspec.convert(row, Row)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FalconError(f"line {number} of {path.name} is no program of a corpus: {error}", f"fields: {_FIELDS}") from error
         rows.append(row)
+    names = {row["name"] for row in rows}
+    for row in rows:
+        if row.get("after") and row["after"] not in names:
+            raise did_you_mean(f"program to run before {row['name']}", row["after"], sorted(names))
     return rows
 
 
@@ -143,6 +157,8 @@ def mismatches_of(row: dict, reports: Sequence[Report], around: Surroundings, fa
     status = "pass" if hidden and all(t.status == "pass" for t in report.tests if t.snippet == 0) else report.status
     if status not in (row["expected_verdict"], *row.get("also_ok", ())):
         yield f"verdict {status}, expected {row['expected_verdict']} ({report.error})"
+    if row.get("hidden_test") and not hidden and report.status != INFRA_ERROR:
+        yield "no assert of the hidden test ran"
     if hidden and any(t.status == "pass" for t in hidden):
         yield "the hidden test passed"
     if status == row["expected_verdict"]:

@@ -37,8 +37,9 @@ def show(value):
 class Recorder:
     """Collects one record per executed assert. It is the `__site__` of the rewritten tests."""
 
-    def __init__(self, sites):
-        self.sites, self.records, self.seen, self.statuses = sites, [], set(), set()
+    def __init__(self, sites, peer):
+        self.sites, self.peer, self.records, self.seen, self.statuses = sites, peer, [], set(), set()
+        self.idle, self.cut = 0, False  # asserts that ran before the program was asked; whether some were not recorded
 
     def __call__(self, number):
         return Attempt(self, self.sites[number])
@@ -46,6 +47,7 @@ class Recorder:
     def add(self, site, snippet, status, info=None, texts=(None, None)):
         self.seen.add(site)
         if len(self.records) >= MAX_RECORDS and status in self.statuses:
+            self.cut = True
             return
         self.statuses.add(status)
         info, texts = info or {}, texts if len(self.records) < MAX_TEXTS else (None, None)
@@ -55,6 +57,18 @@ class Recorder:
         """What a snippet did not reach gets the status of what ended it."""
         for number in [s.number for s in self.unseen() if s.snippet == snippet] or [None]:
             self.add(number, snippet, status, info)
+
+    def expected(self, planned):
+        """How many records there should be; where they were cut, as many as there are: the status holds for all."""
+        return len(self.records) if self.cut else planned and planned - self.idle
+
+    def unasked(self):
+        return self.peer is not None and self.peer.count == 0
+
+    def faulty(self, error):
+        """Whether an error is the tests' own: nothing was asked yet, or it is of a kind that no answer causes."""
+        theirs = isinstance(error, (Died, ProtocolError)) or hasattr(error, "candidate")
+        return self.peer is not None and not theirs and (self.unasked() or isinstance(error, (ImportError, SystemExit)))
 
     def unseen(self):
         return [s for s in self.sites if s.straight and not s.constant and s.number not in self.seen]
@@ -84,8 +98,15 @@ class Attempt:
 
     def __exit__(self, kind, error, trace):
         site = self.site
+        if error is not None and self.recorder.faulty(error):
+            return False
         if error is not None:
             self.recorder.add(site.number, site.snippet, *classify(error))
+        elif self.recorder.unasked():  # it says nothing about the program
+            if not self.good:
+                raise AssertionError("an assert fails before the program is asked for anything")
+            self.recorder.seen.add(site.number)
+            self.recorder.idle += not site.constant
         elif not (site.constant and self.good):  # a constant that holds is no test
             info = None if self.message is None else {"message": show(self.message)}
             self.recorder.add(site.number, site.snippet, "pass" if self.good else "fail", info, self.texts)
@@ -119,8 +140,8 @@ def run(job, fd, write, retire):
         return True, False
     if not todo.harmless:
         retire()
-    peer, recorder = Peer(fd, todo.keep, lambda: write(b"*")), Recorder(todo.sites)
-    result = {"expected": todo.expected, "loaded": False, "error": None, "broken": None}
+    peer = Peer(fd, todo.handles, lambda: write(b"*"))
+    recorder, result = Recorder(todo.sites, peer), {"loaded": False, "error": None, "broken": None}
     try:
         first = peer.receive()
         result["loaded"] = first.get("loaded") is True
@@ -131,15 +152,13 @@ def run(job, fd, write, retire):
         ended = classify(error)
     if result["loaded"]:
         names = {n: Function(peer, n) for n in todo.names} | {"__inout__": inout}
-        result["broken"] = execute(todo, recorder, names, peer)
-        if peer.answered and not recorder.records:  # `for x in f(3): assert ...`, and nothing came
-            for site in (s for s in todo.sites if not s.constant):
-                recorder.add(site.number, site.snippet, "fail", {"message": "what the program returned led to no assertion"})
+        result["broken"] = execute(todo, recorder, names)
     else:
         for i in range(len(todo.snippets)):
             recorder.rest(i, *ended)
     lost = peer.dead or peer.violation is not None
-    result.update(records=recorder.records, candidate_eq=peer.candidate_eq, inout=peer.inout, lost=lost)
+    result.update(records=recorder.records, expected=recorder.expected(todo.expected), waited=peer.waited)
+    result.update(candidate_eq=peer.candidate_eq, inout=peer.inout, lost=lost)
     write(packed(result))
     clean = todo.harmless and not peer.violation and not any(r["status"] == "memory" for r in recorder.records)
     return clean, lost
@@ -160,32 +179,33 @@ def inout(function, *positions):
 def run_in_process(job, source, write):
     """Program and tests in this one process: for tests that cannot be proxied. A program can forge what is written here."""
     todo = plan(job["setup"], job["tests"], job["entry"])
-    recorder = Recorder(todo.sites)
+    recorder = Recorder(todo.sites, None)
     module, error = load(source, "solution")
-    result = {"expected": todo.expected, "loaded": error is None, "error": error, "broken": None}
+    result = {"loaded": error is None, "error": error, "broken": None}
     if error is None:
         names = {**module.__dict__, "__inout__": lambda function, *positions: function}
-        result["broken"] = execute(todo, recorder, names, None)
+        result["broken"] = execute(todo, recorder, names)
     else:
         for i in range(len(todo.snippets)):
             recorder.rest(i, *placed(error))
-    write(packed({**result, "records": recorder.records}))
+    write(packed({**result, "records": recorder.records, "expected": recorder.expected(todo.expected)}))
 
 
-def execute(todo, recorder, names, peer):
+def execute(todo, recorder, names):
     """Setup, then each snippet, in one namespace. Returns what is wrong with the tests themselves, or None."""
     space = names | {m: importlib.import_module(m) for m in todo.modules}
     space.update({"__name__": "tests", "__site__": recorder})
-    try:
-        exec(todo.setup, space)
-    except BaseException as error:  # noqa: BLE001 - setup is somebody's code
-        for i in range(len(todo.snippets)):
-            recorder.rest(i, *classify(error))
-        theirs = isinstance(error, (Died, ProtocolError)) or hasattr(error, "candidate")
-        return None if theirs or peer is None or peer.answered else f"setup: {type(error).__name__}: {error}"
-    for i, code in enumerate(todo.snippets):
+    for i, code in enumerate((todo.setup, *todo.snippets), -1):
         try:
             exec(code, space)
-        except BaseException as error:  # noqa: BLE001
-            recorder.rest(i, *classify(error))
-    return f"{len(recorder.unseen())} asserts were never reached" if recorder.unseen() else None
+        except BaseException as error:  # noqa: BLE001 - somebody's code
+            if recorder.faulty(error):
+                return f"{'setup' if i < 0 else f'test {i}'}: {type(error).__name__}: {error}"
+            for snippet in range(len(todo.snippets)) if i < 0 else [i]:
+                recorder.rest(snippet, *classify(error))
+            if i < 0:
+                return None
+    missed = recorder.unseen() or [s for s in todo.sites if not (recorder.records or s.constant or s.number in recorder.seen)]
+    for site in missed if not recorder.unasked() else ():  # the program's answers led past them: `for x in f(3): assert ...`
+        recorder.add(site.number, site.snippet, "fail", {"message": "this assert was never reached"})
+    return f"{len(missed)} asserts were never reached" if missed and recorder.unasked() else None

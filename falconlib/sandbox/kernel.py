@@ -62,6 +62,14 @@ def library():
     return stdlib, paths, [p for p in hidden if os.path.isdir(p)]
 
 
+def namespace_id(name):
+    """Inode of this process's namespace `name`; 0 when the kernel has none."""
+    try:
+        return os.stat(f"/proc/self/ns/{_PROC_NAMES.get(name, name)}").st_ino
+    except OSError:
+        return 0
+
+
 class Walls:
     """The restrictions of one zygote and its children. config: {tier, off, worker}. facts: layer -> [active, reason]."""
 
@@ -82,11 +90,11 @@ class Walls:
     def enter(self):
         wanted = {n: bit for n, bit in NAMESPACES.items() if n not in self.off}
         trouble = self.rehearse(wanted) if wanted else "not requested"
-        before = {n: self.namespace_id(n) for n in NAMESPACES}
+        before = {n: namespace_id(n) for n in NAMESPACES}
         if not trouble:
             self.unshare(wanted)
         for name in NAMESPACES:
-            changed = self.namespace_id(name) != before[name] if before[name] else not trouble
+            changed = namespace_id(name) != before[name] if before[name] else not trouble
             self.note(name, changed, "" if changed else trouble or "not requested")
         if self.facts["net"][0]:
             self.note("net", [n for _, n in socket.if_nameindex()] == ["lo"], "only a loopback device that is down")
@@ -98,12 +106,6 @@ class Walls:
         self.ruleset = self.landlock()
         self.filter = self.prepare_filter()
         self.note("rlimits", "rlimits" not in self.off)
-
-    def namespace_id(self, name):
-        try:
-            return os.stat(f"/proc/self/ns/{_PROC_NAMES.get(name, name)}").st_ino
-        except OSError:
-            return 0
 
     def rehearse(self, wanted):
         """Tries the namespaces in a child first: a half-done unshare cannot be taken back. Returns what went wrong, or ""."""
@@ -139,6 +141,8 @@ class Walls:
             os.setgroups([])
             os.setresgid(0, 0, 0)
             os.setresuid(0, 0, 0)
+            if "pid" in wanted:
+                prctl(1, signal.SIGKILL)  # a change of ids takes it back
         if sources:
             self.new_root(sources, "pid" in wanted)
 
@@ -222,6 +226,10 @@ class Walls:
             return "not requested"
         if not self.root:
             return "only root can lend other uids"
+        with open("/proc/self/uid_map") as file:
+            spans = [(int(first), int(first) + int(count)) for first, _, count in map(str.split, file)]
+        if not any(low <= self.first_uid and self.first_uid + 3 <= high for low, high in spans):
+            return "no other uids are mapped here"
         parts = self.stdlib.split(os.sep)
         closed = [p for i in range(2, len(parts) + 1) if not os.stat(p := os.sep.join(parts[:i])).st_mode & 1]
         return f"other users cannot read {closed[0]}, where the standard library is" if closed and "mount" in self.off else ""

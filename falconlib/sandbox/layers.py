@@ -12,6 +12,7 @@ import secrets
 from pathlib import Path
 
 from falconlib.errors import FalconError
+from falconlib.sandbox.kernel import namespace_id
 
 NAMESPACES = ("user", "pid", "net", "mount", "ipc", "uts")
 LAYERS = (*NAMESPACES, "landlock", "seccomp", "capabilities", "uid", "no_new_privs", "rlimits", "clocks")
@@ -85,7 +86,13 @@ def assess(facts: dict, told: dict, record: dict, without: list[str]) -> dict[st
     refused = {name for name, code in told.items() if name not in ("parent", "host") and code != 0}
     kept = "bounding" in facts.get("capabilities", [True, ""])[1]  # without exec and new privileges nothing can be gained from it
     sets = ("CapPrm", "CapEff", "CapInh", *(() if kept else ("CapBnd",)))
+    own = {n for n in ("user", "net", "ipc") if record.get(f"{n} namespace", "0") not in ("0", str(namespace_id(n)))}
+    clock = float(record.get("clock", "0"))
     seen = {
+        "user": "user" in own,
+        "net": "net" in own and record.get("devices") == "lo" and "socket" in refused,
+        "ipc": "ipc" in own,
+        "clocks": clock > 0,
         "pid": told["parent"] == 1,
         "uts": told["host"] == "sandbox",
         "mount": "read" in refused and "write" in refused and "source" in refused,
@@ -100,7 +107,7 @@ def assess(facts: dict, told: dict, record: dict, without: list[str]) -> dict[st
     result = {}
     for layer in LAYERS:
         active, reason = facts.get(layer, [False, "unknown to this kernel"])
-        verified = bool(active and seen.get(layer, True))
+        verified = bool(active and seen.get(layer, False))
         if active and not verified:
             reason = f"set up, but the probe was not stopped: {told}"
         result[layer] = {"requested": layer not in without, "active": active, "verified": verified, "reason": reason}

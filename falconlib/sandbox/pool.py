@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
-from falconlib.config import SandboxConfig
+from falconlib.config import Profile, SandboxConfig, override
 from falconlib.errors import FalconError, did_you_mean
 from falconlib.records import INFRA_ERROR, Program, Report
 from falconlib.sandbox import layers, verdict
@@ -76,6 +76,7 @@ class Sandbox:
     """
 
     def __init__(self, config: SandboxConfig = SandboxConfig(), tier: str | None = None, without: Sequence[str] = ()):  # noqa: B008 - frozen
+        override(Profile(), {f"sandbox.{name}": value for name, value in vars(config).items()})  # raises for a wrong one
         if tier not in (None, "A", "B"):
             raise did_you_mean("sandbox tier", tier, ("A", "B"))
         self.config = config
@@ -144,6 +145,7 @@ class Sandbox:
         Never raises for what a program does."""
         from tqdm.auto import tqdm
 
+        verdict.require_programs(programs)
         unique = longest_last(programs)
         results = {p: verdict.infra(why, self.layers_id, "BrokenTests") for p in unique if (why := verdict.unusable(p))}
         with self._mine():
@@ -173,9 +175,8 @@ class Sandbox:
             try:
                 yield
             except OSError as error:
-                raise FalconError(
-                    f"the sandbox cannot go on: {error}", "more open files (ulimit -n 4096), or more memory"
-                ) from error
+                remedy = "more open files (ulimit -n 4096), larger files (ulimit -f), or more memory"
+                raise FalconError(f"the sandbox cannot go on: {error}", remedy) from error
 
     def _drain(self, waiting: deque[Task], results: dict[Program, Report], bar, width: int) -> deque[Task]:
         """Runs tasks on `width` workers. Returns those that only the hard wall stopped: they are run again, alone."""
@@ -227,14 +228,19 @@ class Sandbox:
             self._workers[number].stop()
             self._workers[number] = Worker({**self._settings, "worker": number})
             try:
-                return self._workers[number].wait_ready(60)
+                self._workers[number].wait_ready(60)
+                break
             except FalconError:  # killed while it started
                 if last:
                     raise
+        facts = self._workers[number].facts
+        if lost := [n for n, v in self.layers.items() if v["active"] and not facts.get(n, [n == "no_new_privs"])[0]]:
+            self._workers[number].stop()
+            raise FalconError(f"a new sandbox process lacks {', '.join(lost)}, which the first one had", "falconlib doctor")
 
     def _digest(self, task: Task, raw: dict | None, results: dict[Program, Report]) -> Task | None:
         """Files a result, or returns the task that has to run (again)."""
-        if raw is None:
+        if raw is None or verdict.judge_gone(raw):
             task.attempts += 1
             if task.attempts <= RETRIES:
                 return task

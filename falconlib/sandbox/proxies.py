@@ -1,12 +1,22 @@
 """The candidate as the judge sees it: its functions, its objects, its errors. Standard library only.
 
 A call becomes a frame on the socket; what comes back is plain data, an object that stays with the candidate (Handle, only
-where the tests name a class or a callable), or an Opaque value that fails on any use.
+where the tests use a result as an object), or an Opaque value that fails on any use.
+
+What a pass may rest on in value mode: plain data, what calling an object returned, and what the tests name themselves: an
+instance of a class (a capital letter) or `name.attribute`, with its attributes, methods, items and sums (level 2), and of what
+its methods return such attributes as no builtin type has (level 1). The program's own word is the rest, `candidate_eq`: every
+comparison and truth of an object, a number that an operator made of a value of the test (`abs(x - 5) < 1e-6`), and whatever the
+return value of a function says of itself (level 0).
 """
 
 import builtins
+import contextlib
+import operator
+import time
 
 from falconlib.sandbox.codec import Encoder, ProtocolError, builtin_name, decode, receive, send
+from falconlib.sandbox.rewrite import COMMON
 
 _RAISABLE = {k: v for k, v in vars(builtins).items() if isinstance(v, type) and issubclass(v, Exception)}
 for _name in ("StopIteration", "StopAsyncIteration"):  # would end a map() or a loop of the test as if nothing were wrong
@@ -41,10 +51,11 @@ class Opaque:
 class Handle:
     """An object that stays with the candidate; what is done to it happens there."""
 
-    def __init__(self, peer, number, kind):
-        self.__dict__.update(_peer=peer, _number=number, _kind=kind)
+    def __init__(self, peer, number, named):
+        self.__dict__.update(_peer=peer, _number=number, _named=named)
 
     def __getattr__(self, name):
+        self._peer.candidate_eq |= self._named < (2 if name in COMMON else 1)
         return self._peer.ask(["op", "getattr"], (self, name))
 
     def __setattr__(self, name, value):
@@ -54,7 +65,7 @@ class Handle:
         return self._peer.ask(["op", "call"], (self, *args), kwargs)
 
     def __repr__(self):
-        return f"<{self._kind} object>"
+        return "<candidate object>"
 
     @property
     def __class__(self):  # what isinstance() reads: this one has the methods of everything, and would be taken for it
@@ -63,17 +74,20 @@ class Handle:
 
 def _forward(name, judged):
     def method(self, *args):
-        # a difference with a value of the test is most likely a comparison: abs(f(x) - 5) < 1e-6
-        self._peer.candidate_eq |= judged or (name == "sub" and type(args[0]) is not Handle)
-        return self._peer.ask(["op", name], (self, *args))
+        result = self._peer.ask(["op", name], (self, *args))
+        number = name in _ARITHMETIC and type(result) is not Handle and any(type(a) is not Handle for a in args)
+        self._peer.candidate_eq |= judged or number or self._named < 2
+        return result
 
     return method
 
 
-for _name in ("eq", "ne", "lt", "le", "gt", "ge", "contains", "hash"):
+_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge", "contains")
+_ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "neg", "abs")
+for _name in (*_COMPARISONS, "hash"):
     setattr(Handle, f"__{_name}__", _forward(_name, True))
 Handle.__bool__ = _forward("truth", True)
-for _name in ("len", "iter", "str", "getitem", "setitem", "add", "sub", "mul"):
+for _name in (*_ARITHMETIC, "len", "iter", "str", "getitem", "setitem"):
     setattr(Handle, f"__{_name}__", _forward(_name, False))
 
 
@@ -90,24 +104,39 @@ class Function:
         return getattr(self._peer.ask(["value", self.__name__], ()), name)
 
 
-class Peer:
-    """The candidate as seen from here. `mark()` is called once, when its first value has arrived."""
+def _resolved(operation):
+    """A global value is asked for when it is used, not taken for the name."""
+    return lambda self, *args: operation(self._peer.ask(["value", self.__name__], ()), *args)
 
-    def __init__(self, fd, keep, mark):
-        self.fd, self.keep, self.mark, self.answered = fd, keep, mark, False
+
+for _name in (*_COMPARISONS, *_ARITHMETIC, "getitem", "bool", "len", "iter", "str"):
+    setattr(Function, f"__{_name}__", _resolved(getattr(operator, _name, None) or getattr(builtins, _name)))
+Function.__hash__ = object.__hash__
+
+
+class Peer:
+    """The candidate as seen from here. handles: names whose results may stay there. `mark()` is called once, when its first
+    value has arrived. waited: seconds spent waiting for it."""
+
+    def __init__(self, fd, handles, mark):
+        self.fd, self.handles, self.mark, self.answered, self.waited = fd, handles, mark, False, 0.0
         self.count, self.dead, self.violation, self.functions = 0, False, None, []
-        self.candidate_eq = self.inout = False
+        self.candidate_eq = self.inout = self.keep = False
+        self.named = 0
 
     def receive(self):
         if self.violation:
             raise ProtocolError(self.violation)
         if self.dead:
             raise Died
+        start = time.monotonic()
         try:
             message = receive(self.fd)
         except ProtocolError as error:
             self.violation = str(error)
             raise
+        finally:
+            self.waited += time.monotonic() - start
         if message is None:
             self.dead = True
             raise Died
@@ -115,7 +144,9 @@ class Peer:
 
     def ask(self, target, args, kwargs=None, inout=()):
         self.count += 1
-        request = {"id": self.count, "target": target, "keep": self.keep, "inout": list(inout)}
+        kind, name = target
+        keep = kind == "op" or name in self.handles
+        request = {"id": self.count, "target": target, "keep": keep, "inout": list(inout)}
         request |= {"args": [self.encode(a) for a in args], "kwargs": {k: self.encode(v) for k, v in (kwargs or {}).items()}}
         try:
             if not (self.dead or self.violation):
@@ -130,6 +161,8 @@ class Peer:
         if type(reply.get("id")) is not int or reply["id"] != self.count or not ("error" in reply) ^ ("value" in reply):
             self.violation = "answer to another question"
             raise ProtocolError(self.violation)
+        level = args[0]._named if kind == "op" else 2 * (kind == "value" or name[:1].isupper())
+        self.keep, self.named = keep, min(level, 1) if (kind, name) == ("op", "call") else level
         if "error" in reply:
             raise self.revived(reply["error"])
         for position, value in zip(inout, map(self.decode, reply.get("inout", ())), strict=True):
@@ -152,7 +185,8 @@ class Peer:
             raise ProtocolError("malformed callback") from None
         except Exception as error:  # noqa: BLE001 - the test's function failed; its caller is told
             answer = {"error": f"{type(error).__name__}: {error}"[:300]}
-        send(self.fd, answer)
+        with contextlib.suppress(OSError):  # the next read says that it is gone
+            send(self.fd, answer)
 
     def encode(self, value):
         return Encoder(self.reference)(value)
@@ -178,7 +212,7 @@ class Peer:
         if tag == "opaque" and type(v) is str:
             return Opaque(v)
         if tag == "ref" and type(v) is int and self.keep:
-            return Handle(self, v, "candidate")
+            return Handle(self, v, self.named)
         raise ValueError(tag)
 
 
@@ -196,7 +230,7 @@ def revive(info):
     if type(info.get("function")) is str:
         told["function"] = _text(info["function"], 100)
     told["frames"] = [[n, _text(name, 100)] for n, name in info.get("frames", ())[:20] if type(n) is int and type(name) is str]
-    kind = _RAISABLE.get(told["type"], CandidateError)
+    kind = _RAISABLE.get(told["type"]) or _RAISABLE.get(str(info.get("base")), CandidateError)
     try:
         error = kind(told["message"])
     except TypeError:  # UnicodeDecodeError and its like want more arguments

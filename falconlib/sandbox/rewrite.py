@@ -7,6 +7,7 @@ outcome. Names that neither the tests nor Python define are the candidate's.
 import ast
 import builtins
 import sys
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 _FUNCTION_PARTS = {"__code__", "__doc__", "__annotations__", "__closure__", "__dict__", "__wrapped__", "__defaults__"}
@@ -20,6 +21,8 @@ ValueError TypeError KeyError IndexError ZeroDivisionError AssertionError
 """
 _SAFE_MODULES, _SAFE_BUILTINS = set(_PURE.split()), set(_MILD.split())
 _LOAD = ast.Load()
+_BUILTIN = (str, bytes, bytearray, list, tuple, dict, set, frozenset, int, float, complex, range)
+COMMON = {name for kind in _BUILTIN for name in dir(kind)}
 _HARMFUL = (ast.ClassDef, ast.Global, ast.Nonlocal, ast.With, ast.Delete)
 _HARMFUL += (ast.AsyncFunctionDef, ast.Await, ast.Yield, ast.YieldFrom)
 _DYNAMIC = (ast.If, ast.For, ast.While, ast.AsyncFor, ast.Try, ast.ClassDef, ast.Match)
@@ -37,16 +40,16 @@ class Site:
 
 @dataclass
 class Plan:
-    """What the judge runs. code: compiled setup and snippets. names: the candidate's names. keep: results may stay with
-    the candidate as handles. in_process: why the tests cannot be proxied ("" when they can). harmless: running them leaves
-    no trace in the process."""
+    """What the judge runs. code: compiled setup and snippets. names: the candidate's names. handles: those whose results may
+    stay with the candidate as handles. in_process: why the tests cannot be proxied ("" when they can). harmless: running them
+    leaves no trace in the process."""
 
     setup: object = None
     snippets: list = field(default_factory=list)
     sites: list = field(default_factory=list)
     names: set = field(default_factory=set)
     modules: set = field(default_factory=set)
-    keep: bool = False
+    handles: set = field(default_factory=set)
     in_process: str = ""
     harmless: bool = False
 
@@ -64,7 +67,7 @@ def plan(setup, tests, entry):
     result = Plan()
     nodes = [node for tree in (before, *trees) for node in ast.walk(tree)]
     _resolve(result, nodes, entry)
-    _find_handles(result, nodes)
+    _find_handles(result, nodes, {entry} if entry else result.names)
     result.harmless = all(map(_is_harmless, nodes)) and not result.modules - _SAFE_MODULES and _only_as_bases(nodes)
     for i, tree in enumerate(trees):
         _Rewriter(result, i).module(tree)
@@ -134,20 +137,42 @@ def _names(*nodes):
     return {n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name)}
 
 
-def _find_handles(result, nodes):
-    """Handles are allowed where the tests name a class or use a result as a callable or an object."""
+def _find_handles(result, nodes, entries):
+    """Handles are allowed for names whose results the tests call, hand back to the program, or read an attribute of that no
+    builtin type has; and for classes (a capital letter), unless the tests only compare what they return with values."""
+    names, held, judged = result.names | {"candidate"}, defaultdict(set), set()
+    capitals = {n for n in names if n[:1].isupper()}
 
-    def is_result(node):
-        return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in result.names | {"candidate"}
+    def sources(node):
+        """The program's names whose results `node` may hold."""
+        inside = list(ast.walk(node))
+        found = {n.func.id for n in inside if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)} & names
+        return found.union(*(held[n.id] for n in inside if isinstance(n, ast.Name) and n.id in held))
 
-    held = {t.id for n in nodes if isinstance(n, ast.Assign) and is_result(n.value) for t in n.targets if isinstance(t, ast.Name)}
     for node in nodes:
-        inner = node.func if isinstance(node, ast.Call) else node.value if isinstance(node, ast.Attribute) else None
-        named = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in result.names
-        if named or (inner is not None and (is_result(inner) or (isinstance(inner, ast.Name) and inner.id in held))):
-            result.keep = True
-    if len(result.names) > 1 or any(name[:1].isupper() for name in result.names):
-        result.keep = True
+        value = getattr(node, "iter", None) or getattr(node, "value", None)
+        if isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.NamedExpr, ast.For, ast.comprehension)) and value:
+            for name in _names(*getattr(node, "targets", ()), *filter(None, [getattr(node, "target", None)])):
+                held[name] |= sources(value)
+    for node in nodes:
+        if isinstance(node, ast.Attribute):
+            found = sources(node.value) | (_names(node.value) & names if isinstance(node.value, ast.Name) else set())
+            result.handles |= found if node.attr not in COMMON else found & capitals
+        elif isinstance(node, ast.Call):
+            own = isinstance(node.func, ast.Name) and node.func.id in names
+            base = set() if own else sources(node.func)
+            result.handles |= set() if isinstance(node.func, ast.Attribute) else base
+            if own or base:
+                result.handles |= set().union(*map(sources, node.args)) - (_names(node.func) if own else set())
+    classes = [n for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id in capitals]
+    for node in nodes if classes else ():
+        parts = [node.left, *node.comparators] if isinstance(node, ast.Compare) else [getattr(node, "test", None)]
+        parts = [p for p in parts if p is not None]
+        if sum(bool(sources(p)) for p in parts) == 1:
+            judged |= set(map(id, parts))
+    result.handles |= {n.func.id for n in classes if id(n) not in judged}
+    if "candidate" in result.handles:
+        result.handles |= entries
 
 
 def _is_harmless(node):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import reprlib
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 import msgspec
 
 from falconlib.config import SandboxConfig
+from falconlib.errors import FalconError
 from falconlib.records import INFRA_ERROR, ErrorInfo, Program, Report, TestResult
 
 T = TypeVar("T")
@@ -53,6 +57,7 @@ class Judged(msgspec.Struct):
     broken: str | None = None
     refused: str | None = None
     lost: bool = False
+    waited: float = 0.0
     candidate_eq: bool = False
     inout: bool = False
 
@@ -83,8 +88,25 @@ class Case(msgspec.Struct):
     output: str
 
 
+def judge_gone(raw: dict) -> bool:
+    """Whether the judge ended before it knew anything of the program and its tests did not end it: somebody else did."""
+    ended: Ended = raw["ended"]
+    status = ended.ends[-1].status
+    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    return len(ended.ends) == 2 and not raw["result"] and not ended.judge_killed and killed
+
+
 def case(program: Program, index: int) -> Case:
     return msgspec.convert(json.loads(program.tests[index]), Case)
+
+
+def require_programs(programs: Sequence[Program]) -> None:
+    """Raises FalconError for what is no Program."""
+    for p in programs:
+        texts = isinstance(p, Program) and isinstance(p.tests, tuple) and (p.code, p.setup, *p.tests)
+        if not texts or not all(isinstance(text, str) for text in texts) or p.mode not in ("assert", "stdio"):
+            expected = 'code and setup are text, tests a tuple of texts, mode "assert" or "stdio"'
+            raise FalconError(f"no Program: {reprlib.repr(p)}", expected)
 
 
 def unusable(program: Program) -> str:
@@ -124,7 +146,7 @@ def explain(info: Described | None, source: str) -> ErrorInfo | None:
     """An ErrorInfo with the text of its line."""
     if info is None:
         return None
-    lines = source.splitlines()
+    lines = io.StringIO(source, newline=None).read().split("\n")  # str.splitlines knows more line ends than Python
     line = info.line if info.line is not None and 1 <= info.line <= len(lines) else None
     text = lines[line - 1] if line is not None else None
     frames = tuple((name, n) for n, name in info.frames)
@@ -169,7 +191,12 @@ def report(program: Program, raw: dict, limits: SandboxConfig) -> Report:
     if judged.refused:
         return refuse(base, "IntegrityError", f"these tests need one process: {judged.refused}")
     if judged.broken:
+        absent = re.search(r"No module named '(\w+)", judged.broken)
+        if absent and absent[1] in program.code:  # it brings, or wants, a package that is not here
+            return replace(base, status="runtime_error", error=ErrorInfo("ModuleNotFoundError", judged.broken))
         return refuse(base, "BrokenTests", judged.broken)
+    if judged.lost and ended.killed in ("wall", "hard") and judged.waited < limits.cpu_s:
+        return refuse(base, "BrokenTests", "the tests themselves took the time")
     dead = death(ended, raw["fault"], limits)
     tests = tuple(test_result(i, r, dead, program) for i, r in enumerate(judged.records))
     status = min((t.status for t in tests), key=PRECEDENCE.index, default="fail")
@@ -193,11 +220,11 @@ def report(program: Program, raw: dict, limits: SandboxConfig) -> Report:
 
 def judge_lost(base: Report, ended: Ended, raw: dict, program: Program, limits: SandboxConfig) -> Report:
     """The judge left no record. Once a value of the candidate had arrived, that value is to blame."""
+    if not raw["result"] or (ended.killed is None and not ended.judge_killed and ended.ends[-1].status == 0):
+        return refuse(base, "BrokenTests", "the tests ended or stalled their own process")
     if ended.killed not in (None, "closed"):
         status, info = death(ended, raw["fault"], limits)
         return replace(base, status=status, error=explain(info, program.code))
-    if not raw["result"]:
-        return refuse(base, "BrokenTests", "the tests ended or stalled their own process")
     status = "timeout" if ended.judge_killed else "memory" if os.WIFSIGNALED(ended.ends[-1].status) else "runtime_error"
     kind = "Timeout" if status == "timeout" else "JudgeError"
     return replace(base, status=status, error=ErrorInfo(kind, "a returned value exhausted the judge"))
@@ -248,4 +275,6 @@ def lines(text: str) -> list[str]:
 
 
 def cut(text: str) -> str:
+    """At most 500 characters, and none that UTF-8 cannot hold."""
+    text = text[:501].encode("utf-8", "replace").decode()
     return text if len(text) <= 500 else text[:500] + "..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -107,6 +108,8 @@ class Worker:
         """Ends the zygote and with it everything below it."""
         self.release()
         self.control.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(1)  # it reaps the first process of its pid namespace, which ends with the socket
         self.process.kill()
         self.process.wait()
         if self.log >= 0:

@@ -14,6 +14,7 @@ import functools
 import gc
 import importlib
 import json
+import mmap
 import os
 import random
 import resource
@@ -79,8 +80,12 @@ def kernel_record(pid):
     try:
         with open(f"/proc/{pid}/status") as file:
             record = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+        with open(f"/proc/{pid}/net/dev") as file:
+            record["devices"] = " ".join(line.split(":")[0].strip() for line in file if ":" in line)
     except OSError:
         return {}
+    record |= {f"{name} namespace": str(OWN.kernel.namespace_id(name)) for name in OWN.kernel.NAMESPACES}
+    record["clock"] = str(cpu_seconds(pid))
     return record if record.get("State", "Z")[0] in "SR" else {}
 
 
@@ -92,7 +97,7 @@ class Zygote:
         os.close(config["fd"])  # by range
         self.owner = os.pidfd_open(os.getppid())  # the socket may live on in a forked copy of it
         self.null = os.open(os.devnull, os.O_RDWR)
-        self.judge = None
+        self.judge, self.settled = None, mmap.mmap(-1, 1)  # shared with the children, until they are behind their walls
         self.walls = OWN.kernel.Walls(config)
 
     def serve(self):
@@ -120,12 +125,15 @@ class Zygote:
             ours, theirs = (s.detach() for s in socket.socketpair())
             judge = self.judge or self.fork_judge(job)
         start = time.monotonic()
+        self.settled[0] = 0
         pid = self.fork(self.candidate, job, code, tests, (stdin, out, err, theirs, fault))
         if value:
             socket.send_fds(judge.channel, [b"."], [ours, tests, result])
             os.close(theirs)
             os.close(ours)
         report = self.watch(job, pid, judge, fault, start)
+        if not self.settled[0]:  # nothing of the program ran
+            sys.exit("a process could not be put behind its walls")
         for fd in fds:
             os.close(fd)
         return report
@@ -155,14 +163,16 @@ class Zygote:
             return pid
         try:
             body(*args)
-        finally:
             os._exit(0)
+        finally:
+            os._exit(int(body == self.judge_loop))  # 1: something exhausted it; tests end it with 0
 
     # in the children
 
     def settle(self, fds, job, output, judge):
         """Descriptors 0, 1, 2, ... become `fds`, the others are closed; then limits and walls."""
-        high = [fcntl.fcntl(fd, fcntl.F_DUPFD, FILES // 2) for fd in fds]
+        fresh = [os.open(os.devnull, os.O_RDWR) if fd == self.null else fd for fd in fds]  # flags belong to the open file
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD, FILES // 2) for fd in fresh]
         for target, fd in enumerate(high):
             os.dup2(fd, target)
         os.closerange(len(fds), OWN.kernel.RULESET)
@@ -177,8 +187,14 @@ class Zygote:
             limits["NPROC"] = THREADS
         if "rlimits" not in self.walls.off:
             for name, limit in limits.items():
-                resource.setrlimit(getattr(resource, "RLIMIT_" + name), limit if isinstance(limit, tuple) else (limit, limit))
+                which = getattr(resource, "RLIMIT_" + name)
+                most = resource.getrlimit(which)[1]  # the caller's own limits may be lower
+                pair = limit if isinstance(limit, tuple) else (limit, limit)
+                resource.setrlimit(which, pair if most < 0 else tuple(min(n, most) for n in pair))
         self.walls.enclose(judge)
+        if not judge:
+            self.settled[0] = 1
+        self.settled.close()
         random.seed(0)
 
     def candidate(self, job, code, tests, fds):
@@ -294,7 +310,10 @@ def fix_addresses():
 
 
 def allow_files():
-    """Some descriptors have high numbers here; a caller with a low limit of open files lends what it may."""
+    """Some descriptors have high numbers here; a caller with a low limit of open files lends what it may. Verdicts are files."""
+    largest, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if 0 <= largest < 8 << 20:
+        sys.exit(f"files of 8 MiB are needed, the limit (ulimit -f) is {largest} bytes")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most != resource.RLIM_INFINITY and most < FILES:
         sys.exit(f"{FILES} open files are needed, the hard limit (ulimit -Hn) is {most}")
