@@ -65,7 +65,7 @@ def _add_rest(command: Any, menu: Any) -> None:
         "samples",
         type=Path,
         help=".jsonl or .jsonl.gz; a line has a task_id and a completion (follows the prompt) or a solution (a whole program); "
-        "several lines of one task are its samples",
+        "several lines of one task are its samples; programs see the standard library only",
     )
     new.add_argument("--tasks", default="humaneval", help=f"{', '.join(TASK_SETS)}, or a .jsonl or .parquet file of tasks")
     new.add_argument("--k", default="1,5,10", help="comma-separated (default: 1,5,10)")
@@ -135,11 +135,18 @@ def parser() -> argparse.ArgumentParser:
     _add_set(new)
 
     new = command("eval", commands.evaluate, "generate, execute, and score with intervals")
+    new.epilog = (
+        "Judges of --preferences: --set judge.backend=static (default), local (judge.model: a hub id or folder) or openai, a "
+        "server: FALCON_JUDGE_BASE_URL, FALCON_JUDGE_MODEL, FALCON_JUDGE_API_KEY, FALCON_JUDGE_PER_MINUTE. judge.cache=FILE "
+        "keeps its answers."
+    )
     new.add_argument("--profile", help="take model, task sets, sizes and limits from this profile (default: none)")
     new.add_argument("--model", help="embedded name, hub id or folder (default: SmolLM2-135M-Instruct)")
     new.add_argument("--tasks", help="comma-separated task sets or JSONL files (default: humaneval)")
     new.add_argument("--mode", default="zero-shot", help="comma-separated: zero-shot, ltm")
-    new.add_argument("--preferences", action="store_true", help="grade style and instructions without and with --adapter")
+    new.add_argument(
+        "--preferences", action="store_true", help="grade the form of answers without and with --adapter; judges: see below"
+    )
     new.add_argument("--limit", type=int, help="at most so many tasks of each set (default: 0, all)")
     new.add_argument("--seed", type=int, default=0, help="of the samples' random streams (default: 0)")
     new.add_argument("--out", type=Path, help="folder for the samples with their verdicts, and the cards")

@@ -154,7 +154,7 @@ def evaluate(options: argparse.Namespace) -> int:
     )  # fmt: skip
     for card in table.attrs["cards"].values():
         echo(f"{card_text(card)}\n")
-    echo(table.to_string(index=False, float_format="%.3f"))
+    echo("\n".join([table.to_string(index=False, float_format="%.3f"), *(f"note: {note}" for note in table.attrs["notes"])]))
     if options.out:
         echo(f"\nsamples: {options.out}")
     return 0
@@ -163,6 +163,11 @@ def evaluate(options: argparse.Namespace) -> int:
 def preferences(options: argparse.Namespace, profile: Profile) -> int:
     from falconlib.evaluation.preferences import run_preferences
 
+    given = {"--tasks": options.tasks, "--memory": options.memory, "--samples": options.samples, "--seed": options.seed or None}
+    given["--mode"] = None if options.mode == "zero-shot" else options.mode
+    ignored = [f"{name} {value}" for name, value in given.items() if value is not None]
+    if ignored:
+        raise FalconError(f"--preferences answers its own prompts greedily: no {', '.join(ignored)}", "leave it out")
     for table in run_preferences(profile, options.adapter, options.limit or 0, options.out, sys.stderr.isatty()):
         echo(table.to_string(index=False, float_format="%.2f", na_rep="unknown") + "\n")
     if options.out:
@@ -195,17 +200,19 @@ def score(options: argparse.Namespace) -> int:
     ks = [int(k) if k.isdecimal() else 0 for k in options.k.split(",")]
     if min(ks) < 1:
         raise FalconError(f"--k {options.k}: numbers of at least 1 are expected", "--k 1,5,10")
-    if options.out and options.out.suffix != ".gz":
-        raise FalconError(f"--out {options.out}: the verdicts are written as gzipped JSON lines", f"--out {options.out}.gz")
+    if not 0 < options.cpu_s <= 3600:
+        raise FalconError(f"--cpu-s {options.cpu_s}: above 0 and at most 3600 seconds are expected", "--cpu-s 2")
     limits, tasks = SandboxConfig(cpu_s=options.cpu_s), load_tasks(options.tasks)
     samples = submissions.load_submissions(options.samples, tasks)
+    if options.out:
+        submissions.check_out(options.out, options.samples, options.tasks)
     with Sandbox(limits) as sandbox:
         scored, layers = score_samples(tasks, samples, sandbox, progress=sys.stderr.isatty()), sandbox.layers
     found = submissions.result(tasks, scored, limits, layers, ks)
+    echo(json.dumps(found) if options.json else submissions.as_text(found))  # first: a disk may be full by now
     if options.out:
         save_samples(options.out, scored)
-    echo(json.dumps(found) if options.json else submissions.as_text(found))
-    return 0
+    return 0 if found["unknown"] < found["samples"] else 1
 
 
 def compare(options: argparse.Namespace) -> int:

@@ -74,13 +74,15 @@ class SampleConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """Weights of METHOD section 3; a weight of 0 switches its component off.
+    """Weights of METHOD section 3, 0 or more; a weight of 0 switches its component off.
 
+    ai: the switch of AI feedback; False switches the three judge terms off, whatever their weights.
     w_style, w_complexity, w_instruction: AI feedback, each multiplied by min(1, 4.3 / tests). w_long_term: R_lt, likewise.
     rho_f: error-line penalty. line_cap: at most this share of a sequence's tokens carries it (global errors excepted).
     std_floor: lower bound of the advantage normaliser.
     """
 
+    ai: bool = True  # [paper] off = ablation "minus AI feedback"
     w_style: float = 0.04  # [ours] no combination of judge terms reverses the order of the unit tests
     w_complexity: float = 0.04  # [ours] as above
     w_instruction: float = 0.04  # [ours] as above
@@ -288,7 +290,7 @@ AT_LEAST = {
     **{"train.steps": 0, "train.tasks": 1, "train.group": 2, "train.checkpoint_every": 1, "train.keep": 1},
     **{"inner.steps": 0, "sample.max_new_tokens": 1, "lora.r": 1, "short_term.size": 1, "sft.batch": 1, "sft.max_steps": 0},
     **{"eval.samples": 0, "eval.bootstrap": 1, "eval.max_new_tokens": 1, "tasks.eval_limit": 0, "tasks.train_limit": 0},
-    **{"train.micro_tokens": 1, "judge.timeout_s": 1},
+    **{"train.micro_tokens": 1, "judge.timeout_s": 1, "sandbox.workers": 0, "sandbox.output_kb": 1},
 }
 ABOVE_ZERO = ("sample.temperature", "eval.temperature", "eval.top_p", "train.lr", "sft.lr", "sandbox.cpu_s", "sandbox.memory_mb")
 CHOICES = {
@@ -311,6 +313,7 @@ def validate(profile: Profile) -> Profile:
     for arm in (p.train.arm, *p.arms, *p.ablations, *p.eval.ltm_arms):
         if arm not in ARMS:
             raise did_you_mean("arm", arm, ARMS)
+    most = 2 * (p.reward.w_style + p.reward.w_complexity + p.reward.w_instruction) * p.reward.ai + p.reward.w_long_term
     halves = p.inner.steps == 0 or 2 <= p.inner.support <= p.train.group - 2
     rules = [
         *((name, math.isfinite(value), "a finite number") for name, value in values.items() if isinstance(value, float)),
@@ -323,6 +326,13 @@ def validate(profile: Profile) -> Profile:
             not (p.train.gradient_checkpointing and p.train.shared_prefix),
             "not with shared_prefix",
         ),
+        *((f"reward.{n}", getattr(p.reward, n) >= 0, "0 or more") for n in flat(p.reward)),
+        (
+            "reward.w_style",
+            most < 0.3,
+            "2 (w_style + w_complexity + w_instruction) + w_long_term < 0.3 (else tests lose to style)",
+        ),
+        ("reward.std_floor", p.reward.std_floor > 0, "above 0"),
         ("eval.top_p", p.eval.top_p <= 1, "at most 1"),
         ("long_term.prompt_share", 0 <= p.long_term.prompt_share <= 1, "in [0, 1]"),
         ("short_term.total", p.short_term.total >= p.short_term.size, "at least short_term.size"),

@@ -33,6 +33,7 @@ def make_feedback(report: Report, code: str, scores: Scores = NO_SCORES) -> Feed
         message=report.error.message if report.error else shown or "",
         scores=scores if report.loaded else Scores(),
         visible_ratio=visible_ratio(report),
+        loaded=report.loaded,
     )
 
 

@@ -147,7 +147,7 @@ class Feedback:
     (among all when it showed all), None when unknown. visible_ratio: of those that it showed, None when it showed none; no
     reward uses it. tests: number of assertions. error_class: exception class or status, "" for a pass. scope: which tokens
     the error concerns: "global", "line" or "ignore" (METHOD section 3). lines: first and last 1-based line of the program
-    that the error concerns, None unless scope is "line".
+    that the error concerns, None unless scope is "line". loaded: whether the program could be run at all (see Report).
     """
 
     status: str
@@ -159,6 +159,7 @@ class Feedback:
     message: str = ""
     scores: Scores = Scores()
     visible_ratio: float | None = None
+    loaded: bool = True
 
 
 @dataclass(frozen=True)

@@ -51,16 +51,17 @@ def long_term_reward(feedback: Feedback, frequent_errors: Collection[str] | None
 def compose(feedback: Feedback, frequent_errors: Collection[str] | None, config: RewardConfig) -> Reward:
     """R_i = R_unit + min(1, 4.3 / m) * (sum_k w_k R_k + w_lt R_lt), an absent component counting 0; m tests.
 
-    With the default weights no combination of judge terms and R_lt reverses the order of R_unit. A weight of 0 switches
-    its component off; the component is reported all the same. total is None when R_unit is.
+    With weights that a profile may have (2 (w_s + w_c + w_i) + w_lt < 0.3) no combination of judge terms and R_lt reverses the
+    order of R_unit. A weight of 0 switches its component off, config.ai = False all R_k; the component is reported all the
+    same. total is None when R_unit is.
     """
     unit, scores = unit_reward(feedback), feedback.scores
     style, complexity, instruction = ai_reward(scores.style), ai_reward(scores.complexity), ai_reward(scores.instruction)
     long_term = long_term_reward(feedback, frequent_errors)
     weighted = [
-        (config.w_style, style),
-        (config.w_complexity, complexity),
-        (config.w_instruction, instruction),
+        (config.ai * config.w_style, style),
+        (config.ai * config.w_complexity, complexity),
+        (config.ai * config.w_instruction, instruction),
         (config.w_long_term, long_term),
     ]
     scale = min(1.0, TEST_SCALE / max(feedback.tests, 1))
@@ -74,7 +75,8 @@ def components(config: RewardConfig) -> list[dict[str, object]]:
     judged = "the program loads and the judge answers"
     rows: list[tuple[str, float, float, str, float, str]] = [("unit", -1.0, 1.0, "the sandbox has a verdict", 1.0, "none")]
     for name in ("style", "complexity", "instruction"):
-        rows.append((name, -1.0, 1.0, judged, getattr(config, f"w_{name}"), f"reward.w_{name} = 0"))
+        weight = config.ai * getattr(config, f"w_{name}")
+        rows.append((name, -1.0, 1.0, judged, weight, f"reward.w_{name} = 0; all three: reward.ai = false"))
     remembers = "long-term memory is on and the sandbox has a verdict"
     rows.append(("long_term", -1.0, 0.0, remembers, config.w_long_term, "reward.w_long_term = 0"))
     rows.append(("line", -1.0, 0.0, "tokens of the error's line, or all if it is global", config.rho_f, "reward.rho_f = 0"))

@@ -128,10 +128,10 @@ class Conductor:
         return episodes
 
     def judge_loaded(self, tasks: Sequence[Task], drafts: Sequence[Episode], reports: Sequence[Report]) -> list[Scores]:
-        """AI feedback for programs that load; no scores for the others, and none at all when every weight is 0."""
+        """AI feedback for programs that load; no scores for the others, and none at all when it is off or weighs nothing."""
         scores = [Scores()] * len(drafts)
         weights = self.profile.reward
-        if weights.w_style or weights.w_complexity or weights.w_instruction:
+        if weights.ai and (weights.w_style or weights.w_complexity or weights.w_instruction):
             loaded = [i for i, r in enumerate(reports) if r.loaded]
             for i, s in zip(loaded, self.judge.score_many([(tasks[i], drafts[i].code) for i in loaded]), strict=True):
                 scores[i] = s
@@ -147,7 +147,7 @@ class Conductor:
         """The verdict on a forged program for this task when one is due (see `watch`): never "pass". Nothing remembers it."""
         if not watch.sentinel_due(before, after):
             return None
-        forged = watch.forgery(task, before // watch.SENTINEL_EVERY)
+        forged = watch.forgery(task, before)
         return self.sandbox.run_many([program_for(task, forged)])[0].status
 
     # ---- memory

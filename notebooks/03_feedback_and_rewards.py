@@ -129,6 +129,13 @@ with Sandbox(stage.profile.sandbox) as sandbox:
     stage.note(sandbox=sandbox.layers)
     reports = sandbox.run_many([program_for(task, code) for code in programs.values()])
 findings = judge.findings([(task, code) for code in programs.values()])
+tables = {
+    "style: ruff messages per statement": static.STYLE_TABLE,
+    "complexity: cognitive": static.COMPLEXITY_TABLE,
+    "instruction: weighted faults": static.INSTRUCTION_TABLE,
+}
+for measure, table in tables.items():  # the judge's own tables
+    print(f"{measure:35}", ", ".join(f"up to {bound:g}: {grade}" for bound, grade in table) + ", more: -1")
 rows = []
 for name, found in zip(programs, findings, strict=True):
     row = {"program": name, "parses": "no" if found is None else "yes"}
@@ -343,14 +350,15 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 # %% [markdown]
 # ## Exercises
 #
-# 1. Raise `w_style` to 0.4 (`overrides = {"reward.w_style": 0.4}`) and run again. Which assertion fails, and what would a
-# policy learn?
+# 1. Raise `w_style` to 0.4 (`overrides = {"reward.w_style": 0.4}`) and run again. What does falconlib say, why, and what would
+# a policy learn?
 #
 # <details><summary>Solution</summary>
 #
-# The gap between outcomes becomes negative. A failing program with good style then scores above a program that passes one
-# test more: the
-# policy learns to write well-formatted wrong answers, which is what a lint reward alone does.
+# It refuses: the gap between outcomes would become negative ($2 (w_s + w_c + w_i) + w_{lt}$ must stay below 0.3, what a program
+# that runs is worth more than one that raises). A failing program with good style would then score above a program that passes
+# one test more: the policy learns to write well-formatted wrong answers, which is what a lint reward alone does.
+# `overrides = {"reward.ai": False}` switches the judge off altogether.
 #
 # </details>
 #

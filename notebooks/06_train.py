@@ -73,6 +73,7 @@ from IPython.display import Image, Markdown, display
 from falconlib import rewards
 from falconlib.evaluation.evaluate import benchmark_tasks, evaluate
 from falconlib.evaluation.score import evaluation_card, save_samples, summarise
+from falconlib.evaluation.submissions import card_text
 from falconlib.files import JsonLines, read_json, write_json
 from falconlib.judge import StaticJudge
 from falconlib.memory.long_term import LongTermMemory
@@ -252,16 +253,9 @@ if "+LTM" in files:
         assert store.content_hash() == before, "the evaluation changed the memory"
     print("the memory is the same before and after:", before[:16])
 
-# %%
-summary = pd.DataFrame(
-    [{"mode": mode, **row} for mode, found in samples.items() for row in summarise([found], draws=config.eval.bootstrap)]
-)
-columns = ["mode", "benchmark", "metric", "value", "ci_low", "ci_high", "n", "timeouts", "unknown"]
-display(summary[columns].style.hide(axis="index").format(precision=3))
-
 # %% [markdown]
-# The evaluation card says what somebody needs to repeat this: problems and their fingerprints, decoding, limits, sandbox
-# layers, judge, memory.
+# The evaluation card says what somebody needs to repeat the table below it: problems and their fingerprints, decoding, limits,
+# sandbox layers, judge, memory.
 
 # %%
 tasks = {name: benchmark_tasks(config, name) for name in config.tasks.benchmarks}
@@ -281,7 +275,14 @@ cards = {
 }
 write_json(stage.folder / "card.json", cards)
 stage.note(data=fingerprints(config.tasks), sandbox=layers)
-print(", ".join(f"{name}: {len(own)} problems" for name, own in tasks.items()))
+print(card_text(cards["zero-shot"]))
+
+# %%
+summary = pd.DataFrame(
+    [{"mode": mode, **row} for mode, found in samples.items() for row in summarise([found], draws=config.eval.bootstrap)]
+)
+columns = ["mode", "benchmark", "metric", "value", "ci_low", "ci_high", "n", "timeouts", "unknown"]
+display(summary[columns].style.hide(axis="index").format(precision=3))
 
 # %% [markdown]
 # ## A few of its programs
@@ -309,6 +310,10 @@ lines.append("zero-shot outcomes: " + ", ".join(f"{count} {status}" for status, 
 if "reward_unit" in history and len(history) > 1:
     first, last = history["reward_unit"].iloc[0], history["reward_unit"].iloc[-1]
     lines.append(f"training reward {first:+.2f} at the first step, {last:+.2f} at the last, of {len(history)} steps")
+if "alarms" in history:
+    raised = Counter(name for row in history["alarms"].dropna() for name, on in row.items() if on)
+    told = ", ".join(f"{name} in {count} steps" for name, count in sorted(raised.items())) or "none"
+    lines.append(f"reward hacking alarms: {told}; forged programs: {history['sentinel'].notna().sum()} run, none passed")
 for name, text in (("inner_gain", "the inner step"), ("memory_effect", "recalled text")):
     values = history[name].dropna().astype(float) if name in history else []
     if len(values):

@@ -222,12 +222,16 @@ stage.save_table(five, "tables/dimensions")
 display(five.drop(columns=["p"]).style.hide(axis="index").format(precision=2, na_rep="unknown"))
 
 # %% [markdown]
-# `better` and `worse` come from pairs. The model sees each pair in both orders; a preference that changes with the order counts
-# as none and is `swayed`. `preferred` is the share of `better` among the decided pairs, with Wilson's interval.
+# `better` and `worse` come from pairs. The model sees each pair in both orders, without comments and docstrings except to judge
+# the explanation; a preference that changes with the order counts as none and is `swayed`, and so does one that contradicts a
+# static difference of 2 or more. A program that does not parse loses its pair and gets no grade from the model. `preferred` is
+# the share of `better` among the decided pairs, with Wilson's interval.
 #
 # Do the judges agree? The share of equal grades, and Cohen's $\kappa$ with quadratic weights: 1 is agreement, 0 what chance
-# gives; unknown when a judge gives one grade to everything, for then it tells nothing apart. A model's grade is bounded by the
-# static one, so no comment in a program can talk it up by more than 1.
+# gives; unknown when a judge gives one grade to everything, for then it tells nothing apart. A model's *grade* is bounded by the
+# static one, so no comment in a program can talk it up by more than 1, and none can turn a pair that static grades decide by 2 or
+# more; for the explanation of a closer pair, comments are what is judged and may persuade. Nothing is run: *instruction* here is
+# form, and a stub that computes nothing can keep it all.
 
 # %%
 if judges[1:]:

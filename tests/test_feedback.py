@@ -216,3 +216,8 @@ def test_global_marks_all_and_ignore_none():
     assert error_token_mask(offsets, CODE, CODE, Feedback("timeout", 0.0, 1, scope="global"), 0.3) == (1,) * len(offsets)
     assert error_token_mask(offsets, CODE, CODE, Feedback("fail", 0.0, 1), 0.3) == (0,) * len(offsets)
     assert error_token_mask([], "", "", Feedback("timeout", 0.0, 1, scope="global"), 0.3) == ()
+
+
+def test_whether_a_program_loaded_is_told():
+    for loaded in (True, False):
+        assert make_feedback(Report("runtime_error", loaded=loaded), CODE).loaded is loaded

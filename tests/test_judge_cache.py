@@ -1,43 +1,42 @@
 """The judge cache: asks once, replays exactly, and never mixes up questions."""
 
+import json
 import sqlite3
 
 import pytest
 
 from falconlib.errors import FalconError
-from falconlib.judge import CachedJudge, JudgeCache, StaticJudge
-from falconlib.records import Scores, Task
+from falconlib.judge import CachedChat, JudgeCache
 
-TASKS = [Task(f"t/{i}", "t", "train", f"Task {i}.", "f", ("assert f() == 1",)) for i in range(3)]
-PAIRS = [(task, f"def f():\n    return {i}\n") for i, task in enumerate(TASKS)]
-GOOD = Scores(2, 1, 0)
+FIELDS, OPTIONS = ("style", "complexity"), ("0", "1", "2")
+GOOD = {"style": "2", "complexity": "1"}
+QUESTIONS = ["Grades: ...\n\nTask: Add.\n\nProgram:\n  1| x = 1", "\nTask: Take the mean.\n", "third \ud800"]
 
 
 class Asked:
-    """A judge that remembers what it was asked and gives the answers it was made with."""
+    """A Chat that remembers what it was asked and gives the answer it was made with."""
 
-    name, version = "asked", "asked-1"
+    name = "asked"
 
-    def __init__(self, answer=GOOD, revision="r1"):
-        self.answer, self.seen, self.identity = answer, [], {"model": "m", "revision": revision}
+    def __init__(self, answer=GOOD, **identity):
+        self.answer, self.seen = answer, []
+        self.identity = {"model": "m", "revision": "r", "sampling": {"temperature": 0}} | identity
+        self.counts = {"asked": 0, "repaired": 0, "unanswered": 0}
 
-    def score_many(self, pairs):
-        self.seen += pairs
-        return [self.answer] * len(pairs)
+    def choose(self, prompts, fields, options):
+        self.seen += prompts
+        return [self.answer] * len(prompts)
+
+
+def ask(chat, cache, prompts=QUESTIONS, fields=FIELDS, options=OPTIONS):
+    return CachedChat(chat, cache).choose(prompts, fields, options)
 
 
 def test_asks_once_and_answers_alike(tmp_path):
-    judge = Asked()
+    chat = Asked()
     with JudgeCache(tmp_path / "a" / "cache.sqlite") as cache:
-        cached = CachedJudge(judge, cache)
-        first = cached.score_many([*PAIRS, PAIRS[0]])
-        assert first == [judge.answer] * 4 and len(judge.seen) == 3
-        assert cached.score_many(PAIRS) == first[:3] and len(judge.seen) == 3
-        assert (cached.hits, cached.misses) == (3, 3)
-    other = Asked(revision="r2")
-    with JudgeCache(tmp_path / "a" / "cache.sqlite") as cache:  # another revision is another question
-        CachedJudge(other, cache).score_many(PAIRS[:1])
-    assert len(other.seen) == 1
+        assert ask(chat, cache, [*QUESTIONS, QUESTIONS[0]]) == [GOOD] * 4 and len(chat.seen) == 3
+        assert ask(chat, cache) == [GOOD] * 3 and len(chat.seen) == 3
 
 
 def test_replay_only_answers_from_the_file_or_not_at_all(tmp_path):
@@ -45,58 +44,77 @@ def test_replay_only_answers_from_the_file_or_not_at_all(tmp_path):
     with pytest.raises(FalconError, match="replay-only needs one"):
         JudgeCache(path, "replay-only")
     with JudgeCache(path) as cache:
-        CachedJudge(StaticJudge(), cache).score_many(PAIRS[:2])
-    expected = StaticJudge().score_many(PAIRS[:2])
-    before = path.read_bytes()
-
-    class Silent(StaticJudge):
-        def score_many(self, pairs):
-            raise AssertionError("a replay must not ask")
-
+        ask(Asked(), cache, QUESTIONS[:1])
+    before, silent = path.read_bytes(), Asked()
     with JudgeCache(path, "replay-only") as cache:
-        replay = CachedJudge(Silent(), cache)
-        assert replay.score_many(PAIRS[:2]) == expected
-        with pytest.raises(FalconError, match="t/2"):
-            replay.score_many(PAIRS)
+        assert ask(silent, cache, QUESTIONS[:1]) == [GOOD]
+        with pytest.raises(FalconError, match="about the task 'Take the mean"):
+            ask(silent, cache)
         cache.put({"k": 1})
-    assert path.read_bytes() == before
+    assert path.read_bytes() == before and silent.seen == []
 
 
 def test_off_touches_nothing(tmp_path):
-    judge = Asked()
+    chat = Asked()
     with JudgeCache(tmp_path / "cache.sqlite", "off") as cache:
-        cached = CachedJudge(judge, cache)
-        cached.score_many(PAIRS)
-        cached.score_many(PAIRS)
-    assert len(judge.seen) == 6 and list(tmp_path.iterdir()) == []
+        ask(chat, cache)
+        ask(chat, cache)
+        assert cache.judges() == []
+    assert len(chat.seen) == 6 and list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_score_is_replayed_but_asked_again(tmp_path):
-    judge = Asked(Scores(2, None, 0))
+def test_a_missing_answer_is_replayed_but_asked_again(tmp_path):
+    chat = Asked(None)
     with JudgeCache(tmp_path / "c") as cache:
-        CachedJudge(judge, cache).score_many(PAIRS[:1])
-        CachedJudge(judge, cache).score_many(PAIRS[:1])
-        assert len(judge.seen) == 2
+        ask(chat, cache, QUESTIONS[:1])
+        ask(chat, cache, QUESTIONS[:1])
+        assert len(chat.seen) == 2
     with JudgeCache(tmp_path / "c", "replay-only") as cache:
-        assert CachedJudge(judge, cache).score_many(PAIRS[:1]) == [judge.answer]
-    assert len(judge.seen) == 2
+        assert ask(chat, cache, QUESTIONS[:1]) == [None]
+    assert len(chat.seen) == 2
 
 
-def test_key_depends_on_everything_that_can_change_an_answer(tmp_path):
-    task, code = PAIRS[0]
-    identity = {"model": "m", "revision": "r", "rubric": "x", "sampling": {"temperature": 0}}
-    judges = [Asked() for _ in range(6)]
-    for judge, more in zip(judges, [{}, *({field: "other"} for field in identity)], strict=False):
-        judge.identity = identity | more
-    judges[5].name, judges[5].identity = "openai", identity
+def test_key_depends_on_everything_that_can_change_an_answer(tmp_path, monkeypatch):
+    chats = [Asked(), *(Asked(**{field: "other"}) for field in ("model", "revision", "sampling", "repair")), Asked()]
+    chats[-1].name = "another"
     with JudgeCache(tmp_path / "c") as cache:
-        for judge in judges:  # another backend, or another anything, is another question
-            for pair in (PAIRS[0], (TASKS[1], code), (task, code + "\n"), (task, "\ud800")):
-                CachedJudge(judge, cache).score_many([pair])
-            assert len(judge.seen) == 4
-        again = Asked()
-        again.identity = dict(reversed(identity.items()))
-        assert CachedJudge(again, cache).score_many(PAIRS[:1]) == [GOOD] and again.seen == []
+        for chat in chats:  # another backend, or another anything, is another question
+            ask(chat, cache)
+            ask(chat, cache, QUESTIONS[:1], FIELDS, (*OPTIONS, "3"))
+            ask(chat, cache, QUESTIONS[:1], FIELDS[::-1])
+            assert len(chat.seen) == 5
+        again = Asked(address="http://elsewhere")  # where the model stood does not
+        again.identity = dict(reversed(again.identity.items()))
+        assert ask(again, cache) == [GOOD] * 3 and again.seen == []
+        monkeypatch.setattr("falconlib.judge.model.RUBRIC", "model-0")
+        ask(again, cache)
+        assert len(again.seen) == 3
+
+
+def test_the_judges_of_a_file_are_known(tmp_path):
+    judge = {"backend": "asked", "model": "", "identity": Asked().identity}
+    with JudgeCache(tmp_path / "c") as cache:
+        ask(Asked(), cache)
+        cache.put_judge(judge)
+        cache.put_judge(judge)
+        assert cache.judges() == [judge]
+
+
+POISON = [{"style": "9", "complexity": "1"}, {"style": "2"}, {}, [], "2", {"style": 2, "complexity": "1"}, {**GOOD, "more": "1"}]
+
+
+@pytest.mark.parametrize("value", [json.dumps({"answer": a}) for a in POISON] + ["[]", "{}", "3", "{bad", "null and void"])
+def test_a_damaged_answer_is_named(tmp_path, value):
+    path = tmp_path / "c"
+    with JudgeCache(path) as cache:
+        ask(Asked(), cache)
+    db = sqlite3.connect(path)
+    db.execute("UPDATE answers SET value = ?", (value,))
+    db.commit()
+    db.close()
+    for mode in ("read-write", "replay-only"):
+        with JudgeCache(path, mode) as cache, pytest.raises(FalconError, match=str(path)):
+            ask(Asked(), cache)
 
 
 def test_bad_files_and_modes_are_named(tmp_path):
@@ -109,3 +127,8 @@ def test_bad_files_and_modes_are_named(tmp_path):
     with pytest.raises(FalconError, match="replay-only"):
         JudgeCache(tmp_path / "new", "replay_only")
     assert not (tmp_path / "new").exists()
+    with JudgeCache(tmp_path / "good") as cache:
+        cache._db.execute("DROP TABLE answers")
+        for use in (lambda: cache.get("k"), lambda: cache.put({"k": 1}), cache.judges):
+            with pytest.raises(FalconError, match="damaged"):
+                use()

@@ -205,6 +205,9 @@ def test_the_configuration_chooses_the_judge(tiny, tmp_path):
     with open_judge(JudgeConfig(backend="local", model="mine", cache=str(file)), load) as judge:
         first = judge.score_many([(TASK, CLEAN)])
         assert "local tiny" in judge.version and judge.counts["asked"] == 1
-    with open_judge(JudgeConfig(backend="local", model="mine", cache=str(file), replay=True), load) as judge:
-        assert judge.score_many([(TASK, CLEAN)]) == first and judge.counts["asked"] == 0
-        json.dumps(judge.identity)
+    for name in ("mine", ""):  # a replay loads no model
+        with open_judge(JudgeConfig(backend="local", model=name, cache=str(file), replay=True), None) as judge:
+            assert judge.score_many([(TASK, CLEAN)]) == first and judge.counts["asked"] == 0
+            json.dumps(judge.identity)
+    with pytest.raises(FalconError, match="with these models: tiny"):
+        open_judge(JudgeConfig(backend="local", model="other", cache=str(file), replay=True), None).__enter__()

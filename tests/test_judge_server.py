@@ -3,6 +3,8 @@
 import json
 import threading
 import time
+import traceback
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -11,7 +13,7 @@ from falconlib.config import JudgeConfig
 from falconlib.errors import FalconError
 from falconlib.judge import ModelJudge, open_judge
 from falconlib.judge.model import FIELDS, GRADES
-from falconlib.judge.server import Gate, ServerChat
+from falconlib.judge.server import Gate, ServerChat, public_address
 from falconlib.records import Scores, Task
 
 pytest.importorskip("openai")
@@ -29,38 +31,48 @@ class Handler(BaseHTTPRequestHandler):
         with server.lock:
             key = body["messages"][0]["content"]
             number = server.asked[key] = server.asked.get(key, 0) + 1
+            server.headers = self.headers
             server.bodies.append((self.path, self.headers["Authorization"], body))
             server.busy += 1
             server.most = max(server.most, server.busy)
         act = server.script[min(number, len(server.script)) - 1]
         try:
             self.act(act)
-        except BrokenPipeError:  # a client that gave up
+        except (BrokenPipeError, ConnectionResetError):  # a client that gave up
             pass
         finally:
             with server.lock:
                 server.busy -= 1
 
     def act(self, act):
-        status, text = 200, act
+        if callable(act):
+            act = act(self.body["messages"])
+        status, text, raw = 200, act, None
         if isinstance(act, int):
             status, text = act, "no"
-        elif callable(act):
-            text = act(self.body["messages"])
         elif isinstance(act, float):
             time.sleep(act)
             text = GOOD
+        elif isinstance(act, tuple):  # ("RAW", body), ("CONTENT", any JSON), ("DRIP", seconds a byte) or (status, JSON)
+            raw = act[1] if act[0] == "RAW" else json.dumps(act[1]) if isinstance(act[0], int) else None
+            status, text = (act[0] if isinstance(act[0], int) else 200), (act[1] if act[0] == "CONTENT" else GOOD)
         message = {"role": "assistant", "content": text}
         reply = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
         reply |= {"choices": [{"index": 0, "finish_reason": "stop", "message": message}]} if text != "NO CHOICES" else {}
         data = b"<html>busy</html>" if text == "HTML" else json.dumps(reply).encode()
+        data = data if raw is None else raw.encode()
         self.send_response(status)
         self.send_header("Content-Type", "text/html" if text == "HTML" else "application/json")
         self.send_header("Content-Length", str(len(data)))
         if status == 429:
-            self.send_header("Retry-After", "0.05")
+            self.send_header("Retry-After", self.server.retry_after)
         self.end_headers()
-        self.wfile.write(data)
+        if isinstance(act, tuple) and act[0] == "DRIP":
+            for byte in data:
+                self.wfile.write(bytes([byte]))
+                time.sleep(act[1])
+        else:
+            self.wfile.write(data)
 
     def log_message(self, *args):
         """Silent."""
@@ -70,11 +82,12 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch):
     made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     made.lock, made.asked, made.bodies, made.busy, made.most, made.script = threading.Lock(), {}, [], 0, 0, [GOOD]
-    monkeypatch.setenv("FALCON_JUDGE_BASE_URL", f"http://127.0.0.1:{made.server_address[1]}/v1")
+    made.retry_after, made.base = "0.05", f"http://127.0.0.1:{made.server_address[1]}/v1"
+    monkeypatch.setenv("FALCON_JUDGE_BASE_URL", made.base)
     monkeypatch.setenv("FALCON_JUDGE_MODEL", "m")
     monkeypatch.setenv("FALCON_JUDGE_API_KEY", "secret")
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
-    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.02)
+    monkeypatch.setattr("falconlib.judge.server.BACKOFF_S", 0.01)
+    monkeypatch.delenv("FALCON_JUDGE_PER_MINUTE", raising=False)
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -104,16 +117,37 @@ def test_a_busy_server_is_asked_again(server, busy):
     assert len(server.bodies) == 3
 
 
-@pytest.mark.parametrize("broken", [429, 500, 400, 413])
+@pytest.mark.parametrize("broken", [429, 500, 413])
 def test_a_server_that_stays_broken_gives_none(server, broken):
     assert grade(server, broken) == (Scores(), {"asked": 1, "repaired": 0, "unanswered": 1})
-    assert len(server.bodies) == (1 if broken in (400, 413) else 4)
+    assert len(server.bodies) == (1 if broken == 413 else 4)
+
+
+def test_a_400_is_a_wrong_setting_at_first_and_a_question_it_cannot_take_later(server):
+    server.script = [(400, {"error": {"message": "'max_tokens' is not supported; your key: secret"}})]
+    with pytest.raises(FalconError, match=r"400: .*'max_tokens' is not supported; your key: [*]{3}") as caught:
+        ServerChat().choose(["?"], list(FIELDS), GRADES)
+    assert caught.value.__cause__ is None and caught.value.__suppress_context__  # the cause would show the key
+    server.script = [lambda messages: GOOD if messages[0]["content"] == "first" else (400, {})]
+    chat = ServerChat()
+    assert [a is None for a in chat.choose(["first", "second"], list(FIELDS), GRADES)] == [False, True]
 
 
 @pytest.mark.parametrize(
-    "nonsense", ["2, 2, 2", "", "HTML", "NO CHOICES", GOOD.replace("1", "7"), GOOD.replace("1", "null"), "{}"]
+    "nonsense",
+    [
+        *("2, 2, 2", "", "HTML", "NO CHOICES", GOOD.replace("1", "7"), GOOD.replace("1", "null"), "{}"),
+        *(5, 1.5, True, None, {"style": 1}, [{"type": "text", "text": GOOD}]),
+        *(
+            ("RAW", text)
+            for text in ('{"choices": {"a": 1}}', '{"choices": null}', "[1]", '"hi"', "null", '{"a":', "[" * 200_000)
+        ),
+        ("RAW", "[" * 200_000 + "]" * 200_000),
+    ],
+    ids=lambda n: repr(n)[:40],
 )
 def test_nonsense_is_repaired_once_and_then_none(server, nonsense):
+    nonsense = nonsense if isinstance(nonsense, str) else ("CONTENT", nonsense) if not isinstance(nonsense, tuple) else nonsense
     assert grade(server, nonsense, GOOD) == (Scores(1, 2, 2), {"asked": 1, "repaired": 1, "unanswered": 0})
     roles = [m["role"] for m in server.bodies[-1][2]["messages"]]
     assert roles == ["user", "assistant", "user"]
@@ -121,12 +155,36 @@ def test_nonsense_is_repaired_once_and_then_none(server, nonsense):
     assert grade(server, nonsense, nonsense, GOOD) == (Scores(), {"asked": 1, "repaired": 0, "unanswered": 1})
 
 
-def test_a_late_server_is_given_up(server):
+@pytest.mark.parametrize("slow", [3.0, ("DRIP", 0.05)])
+def test_a_late_server_is_given_up(server, slow):
+    """A question has one deadline, whether the reply does not begin or does not end."""
     began = time.monotonic()
-    assert grade(server, 3.0, timeout_s=0.2)[0] == Scores()
-    assert time.monotonic() - began < 2.5
+    assert grade(server, slow, timeout_s=0.2)[0] == Scores()
+    assert time.monotonic() - began < 1.5 and len(server.bodies) == 1
     server.asked.clear()
-    assert grade(server, 1.0, GOOD, timeout_s=0.3)[0] == Scores(1, 2, 2)
+    began = time.monotonic()
+    assert grade(server, "no JSON", 3.0, timeout_s=0.4)[0] == Scores()  # the repair has what is left
+    assert time.monotonic() - began < 1.5
+
+
+def test_a_server_that_asks_for_more_patience_than_there_is_is_given_up(server):
+    server.retry_after, began = "100", time.monotonic()
+    assert grade(server, 429, GOOD, timeout_s=1.0)[0] == Scores()
+    assert time.monotonic() - began < 1
+    for odd in ("-5", "junk", "nan", ""):
+        server.retry_after = odd
+        server.asked.clear()
+        assert grade(server, 429, GOOD)[0] == Scores(1, 2, 2)
+
+
+def test_a_silent_server_is_not_asked_for_ever(server, capsys):
+    chat, prompts = ServerChat(timeout_s=5.0), [str(i) for i in range(60)]
+    server.script = [500]
+    assert chat.choose(prompts, list(FIELDS), GRADES) == [None] * 60
+    assert chat.counts == {"asked": 60, "repaired": 0, "unanswered": 60}
+    assert len(server.asked) <= 1 + 8 + 5 and capsys.readouterr().err.count("without a reply") == 1
+    server.script = [GOOD]
+    assert None not in chat.choose(prompts, list(FIELDS), GRADES)  # a new batch tries again
 
 
 @pytest.mark.parametrize("refused", [401, 403, 404])
@@ -136,9 +194,55 @@ def test_a_refusal_is_an_error_and_names_no_key(server, refused):
     assert "FALCON_JUDGE_API_KEY" in caught.value.remedy and "secret" not in str(caught.value)
 
 
-def test_a_server_that_is_not_there_gives_none(monkeypatch, server):
-    monkeypatch.setenv("FALCON_JUDGE_BASE_URL", "http://127.0.0.1:9/v1")
-    assert grade(server, GOOD) == (Scores(), {"asked": 1, "repaired": 0, "unanswered": 1})
+def test_a_server_that_is_not_there_is_an_error_at_first_and_none_later(monkeypatch, server):
+    chat = ServerChat()
+    assert None not in chat.choose(["?"], list(FIELDS), GRADES)
+    server.shutdown()
+    server.server_close()
+    assert chat.choose(["!"], list(FIELDS), GRADES) == [None]
+    with pytest.raises(FalconError, match="no judge's server answers at http://127"):
+        grade(server, GOOD)
+    with pytest.raises(FalconError, match="no judge's server answers"):
+        monkeypatch.setattr("falconlib.judge.server.BACKOFF_S", 10)  # longer than the question's time
+        grade(server, GOOD, timeout_s=1.0)
+
+
+@pytest.mark.parametrize("url", ["localhost:9", "x", "http://", "ftp://x/v1", "http://[::bad/v1", "http://127.0.0.1:99999/v1"])
+def test_a_wrong_address_is_an_error(monkeypatch, server, url):
+    monkeypatch.setenv("FALCON_JUDGE_BASE_URL", url)
+    with pytest.raises(FalconError, match="no address of a web server"):
+        ServerChat()
+
+
+def test_nothing_secret_gets_out(monkeypatch, server, tmp_path, capfd):
+    """Neither key nor user and query of the address stand in an error, a card, the cache or the output."""
+    url = server.base.replace("http://", "http://user:PASSWORD@") + "?api-key=QUERY"
+    monkeypatch.setenv("FALCON_JUDGE_BASE_URL", url)
+    assert public_address(url) == server.base and public_address("http://[::1]:80/v1?x#y") == "http://[::1]:80/v1"
+    with open_judge(JudgeConfig(backend="openai", cache=str(tmp_path / "c")), None) as judge:
+        judge.score_many([(TASK, CLEAN)])
+        shown = repr((judge.version, judge.identity)) + repr([p.read_bytes() for p in tmp_path.iterdir()])
+    monkeypatch.setenv("FALCON_JUDGE_BASE_URL", server.base)
+    for status in (400, 401, 403, 404):
+        server.script = [(status, {"error": {"message": "wrong key secret of user with PASSWORD and QUERY"}})]
+        with pytest.raises(FalconError) as caught:
+            monkeypatch.setenv("FALCON_JUDGE_BASE_URL", url)
+            ServerChat().choose(["?"], list(FIELDS), GRADES)
+        shown += "".join(traceback.format_exception(caught.value)).split("FalconError:")[1]
+    for word in ("secret", "PASSWORD", "QUERY"):
+        assert word not in shown + "".join(capfd.readouterr())
+    monkeypatch.setenv("FALCON_JUDGE_API_KEY", "seçret")
+    with pytest.raises(FalconError, match="characters") as caught:
+        ServerChat()
+    assert "seç" not in str(caught.value)
+
+
+def test_what_belongs_to_another_server_is_not_sent(monkeypatch, server):
+    for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, "elsewhere")
+    monkeypatch.setenv("FALCON_JUDGE_API_KEY", "")
+    assert grade(server, GOOD)[0] == Scores(1, 2, 2)
+    assert "elsewhere" not in str(server.headers) and server.bodies[0][1] == "Bearer none"
 
 
 def test_many_questions_run_side_by_side_and_keep_their_order(server):
@@ -164,25 +268,20 @@ def test_a_missing_address_is_named(server, monkeypatch, missing):
     with pytest.raises(FalconError, match="address of a server") as caught:
         ServerChat()
     assert missing in caught.value.remedy
-    monkeypatch.setenv(missing, "x")
+    monkeypatch.setenv(missing, "http://x/v1")
     monkeypatch.setenv("FALCON_JUDGE_PER_MINUTE", "many")
     with pytest.raises(FalconError, match="FALCON_JUDGE_PER_MINUTE = 'many'"):
         ServerChat()
 
 
 def test_the_gate_spaces_its_callers():
-    now, slept = [100.0], []
-    gate = Gate("120", lambda: now[0], slept.append)
-    for _ in range(3):
-        gate.wait()
-    assert slept == [0.0, 0.5, 1.0]
+    now = [100.0]
+    gate = Gate("120", lambda: now[0])
+    assert [gate.turn() for _ in range(3)] == [0.0, 0.5, 1.0]
     now[0] = 200.0
-    gate.wait()
-    assert slept[-1] == 0.0
-    free = Gate("0", lambda: 0.0, slept.append)
-    free.wait()
-    free.wait()
-    assert slept[-2:] == [0.0, 0.0]
+    assert gate.turn() == 0.0
+    free = Gate("0", lambda: 0.0)
+    assert [free.turn(), free.turn()] == [0.0, 0.0]
 
 
 def test_every_field_of_the_rubric_is_asked_for(server):
@@ -196,6 +295,28 @@ def test_a_rate_limit_spaces_the_requests(server, monkeypatch):
     began = time.monotonic()
     ServerChat().choose(["1", "2", "3", "4"], list(FIELDS), GRADES)
     assert time.monotonic() - began >= 0.3
+    began = time.monotonic()
+    grade(server, 500, 500, 500, GOOD)  # retries wait for their turn as well
+    assert time.monotonic() - began >= 0.3
+
+
+def test_a_replay_needs_neither_server_nor_environment_nor_address(server, tmp_path, monkeypatch):
+    config = JudgeConfig(backend="openai", cache=str(tmp_path / "answers.sqlite"))
+    with open_judge(config, None) as judge:
+        first = judge.score_many([(TASK, CLEAN)])
+    monkeypatch.setenv("FALCON_JUDGE_BASE_URL", server.base.replace("127.0.0.1", "localhost") + "/")
+    with open_judge(config, None) as judge:  # the same server by another name is not asked again
+        assert judge.score_many([(TASK, CLEAN)]) == first and len(server.bodies) == 1
+    for name in ("FALCON_JUDGE_BASE_URL", "FALCON_JUDGE_MODEL", "FALCON_JUDGE_API_KEY"):
+        monkeypatch.delenv(name)
+    for model in ("", "m"):
+        with open_judge(replace(config, replay=True, model=model), None) as judge:
+            assert judge.score_many([(TASK, CLEAN)]) == first and "openai m" in judge.version
+            with pytest.raises(FalconError, match="about the task 'Write a function that adds two numbers"):
+                judge.score_many([(TASK, CLEAN.replace("a + b", "b + a"))])
+    with pytest.raises(FalconError, match="with these models: m"), open_judge(replace(config, replay=True, model="n"), None):
+        pass
+    assert len(server.bodies) == 1
 
 
 @pytest.mark.slow

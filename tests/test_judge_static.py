@@ -216,3 +216,14 @@ def test_a_thousand_programs_take_less_than_ten_seconds():
     start = time.perf_counter()
     StaticJudge().score_many(pairs)
     assert time.perf_counter() - start < 10
+
+
+def test_no_comment_raises_a_score_and_one_that_is_badly_laid_out_costs_style():
+    task = Task("t/1", "t", "train", "Add.", "add", ("assert add(1, 2) == 3",))
+    clean, sloppy = "def add(a, b):\n    return a + b\n", "def add( a,b ):\n    l=a+b;\n    return l\n"
+    for code in (clean, sloppy):
+        base = StaticJudge().score_many([(task, code)])[0]
+        for comment in ("# noqa", "#bad", "# ruff: noqa", "# " + "x" * 120, "# complexipy: ignore", "# one\n# two\n# three"):
+            found = StaticJudge().score_many([(task, f"{comment}\n{code}"), (task, f"{code}{comment}\n")])
+            assert all(s.style <= base.style and replace(s, style=0) == replace(base, style=0) for s in found), comment
+    assert StaticJudge().score_many([(task, "#bad\n" + clean)])[0].style < 2

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from falconlib.config import RewardConfig
+from falconlib.config import Profile, RewardConfig, override, validate
 from falconlib.errors import FalconError
 from falconlib.records import INFRA_ERROR, Feedback, Reward, Scores
 from falconlib.rewards import (
@@ -20,6 +20,7 @@ from falconlib.rewards import (
     token_advantages,
     unit_reward,
 )
+from falconlib.training import arms
 
 CONFIG = RewardConfig()
 GRADES = st.sampled_from([None, -1, 0, 1, 2])
@@ -145,11 +146,45 @@ def test_the_table_of_components_is_true():
         assert (min(values), max(values)) == (table[name]["low"], table[name]["high"]), name
     loved = feedback("runtime_error", 0.0, 3, "E", Scores(2, 2, 2))
     for name in ("style", "complexity", "instruction", "long_term"):
-        setting, value = table[name]["switch"].removeprefix("reward.").split(" = ")
+        setting, value = table[name]["switch"].split(";")[0].removeprefix("reward.").split(" = ")
         on, off = (compose(loved, {"E"}, config) for config in (CONFIG, replace(CONFIG, **{setting: float(value)})))
         assert on.total - off.total == pytest.approx(table[name]["weight"] * getattr(on, name)) and on.total != off.total
     on, off = (token_advantages(0.5, (1,), False, rho, 1.0)[0] for rho in (table["line"]["weight"], 0.0))
     assert on - off == pytest.approx(table["line"]["low"] * CONFIG.rho_f)
+
+
+def test_one_switch_turns_ai_feedback_off():
+    """reward.ai = false is the same as three weights of 0, in the sum, in the table, and in the arm that is made of it."""
+    scored = feedback("fail", 0.5, 3, "E", Scores(2, -1, 2))
+    zero = replace(CONFIG, w_style=0.0, w_complexity=0.0, w_instruction=0.0)
+    off = replace(CONFIG, ai=False)
+    assert compose(scored, {"E"}, off) == compose(scored, {"E"}, zero) != compose(scored, {"E"}, CONFIG)
+    assert [row["weight"] for row in components(off)] == [row["weight"] for row in components(zero)]
+    assert all("reward.ai = false" in row["switch"] for row in components(CONFIG)[1:4])
+    assert arms.configure(Profile(), "falcon-ai", 0).reward == off
+    assert arms.configure(Profile(), "falcon", 0).reward == CONFIG
+
+
+@pytest.mark.parametrize("name", ["w_style", "w_complexity", "w_instruction", "w_long_term", "rho_f", "line_cap", "std_floor"])
+def test_negative_settings_are_refused(name):
+    with pytest.raises(FalconError, match=f"reward.{name}"):
+        override(Profile(), {f"reward.{name}": -0.01})
+
+
+def test_weights_that_reverse_the_order_of_the_tests_are_refused_and_no_others():
+    """The bound that a profile must keep is the one at which `compose` reverses an order."""
+    for weight, good in ((0.0415, True), (0.0417, False)):
+        weights = {f"w_{name}": weight for name in ("style", "complexity", "instruction")}
+        heavy = replace(CONFIG, **weights)
+        praised = compose(feedback("runtime_error", 0, 3, "E", Scores(2, 2, 2)), set(), heavy)
+        blamed = compose(feedback("fail", 0, 3, "E", Scores(-1, -1, -1)), {"E"}, heavy)
+        assert (praised.total < blamed.total) == good
+        if good:
+            validate(replace(Profile(), reward=heavy))
+        else:
+            with pytest.raises(FalconError, match=r"tests lose to style"):
+                validate(replace(Profile(), reward=heavy))
+            validate(replace(Profile(), reward=replace(heavy, ai=False)))
 
 
 def test_none_propagates():

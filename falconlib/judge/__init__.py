@@ -1,7 +1,7 @@
 """AI feedback: a judge grades style, complexity and instruction following of programs on the paper's scale -1, 0, 1, 2.
 
 `open_judge` makes the configured one: `StaticJudge`, the offline, deterministic default, or a `ModelJudge` that asks a local
-model or a server and is bounded by the static one; an SQLite cache in front of any. A judge sees a task and a program,
+model or a server, through an SQLite cache, and is bounded by the static one. A judge sees a task and a program,
 never a test verdict; it runs nothing.
 """
 
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from falconlib.judge.cache import CachedJudge, JudgeCache
+from falconlib.errors import FalconError
+from falconlib.judge.cache import JudgeCache, cache_key
 from falconlib.judge.model import CachedChat, Chat, ModelJudge
 from falconlib.judge.static import StaticJudge
 from falconlib.records import Scores, Task
@@ -19,7 +21,7 @@ from falconlib.records import Scores, Task
 if TYPE_CHECKING:
     from falconlib.config import JudgeConfig
 
-__all__ = ["CachedChat", "CachedJudge", "Chat", "Judge", "JudgeCache", "ModelJudge", "StaticJudge", "open_chat", "open_judge"]
+__all__ = ["CachedChat", "Chat", "Judge", "JudgeCache", "ModelJudge", "StaticJudge", "open_chat", "open_judge"]
 
 
 class Judge(Protocol):
@@ -44,17 +46,35 @@ def open_chat(config: JudgeConfig, load: Callable[[str], Any]) -> Iterator[Chat 
     if config.backend == "static":
         yield None
         return
-    if config.backend == "local":
-        from falconlib.judge.local import LocalChat
-
-        chat: Chat = LocalChat(load(config.model))
-    else:
-        from falconlib.judge.server import ServerChat
-
-        chat = ServerChat(config.model, config.timeout_s)
     mode = "replay-only" if config.replay else "read-write" if config.cache else "off"
     with JudgeCache(config.cache, mode) as cache:
+        if config.replay:
+            chat = absent(cache, config)
+        elif config.backend == "local":
+            from falconlib.judge.local import LocalChat
+
+            chat = LocalChat(load(config.model))
+        else:
+            from falconlib.judge.server import ServerChat
+
+            chat = ServerChat(config.model, config.timeout_s)
+        cache.put_judge({"backend": config.backend, "model": config.model, "identity": chat.identity})
         yield CachedChat(chat, cache)
+
+
+def absent(cache: JudgeCache, config: JudgeConfig) -> Any:
+    """The chat whose answers the cache holds, as far as a replay needs it: it is never asked, its model and server need not
+    be there. Raises FalconError unless exactly one judge of the cache fits the backend and model of `config`."""
+    known = [judge for judge in cache.judges() if judge["backend"] == config.backend]
+    fit = [j for j in known if config.model in ("", j["model"], j["identity"]["model"])]
+    different = {cache_key({**j["identity"], "address": ""}): j["identity"] for j in fit}
+    if len(different) != 1:
+        names = ", ".join(sorted({j["identity"]["model"] for j in known})) or "none"
+        raise FalconError(
+            f"{cache.path} holds answers of {config.backend} judges with these models: {names}", "--set judge.model=<one of them>"
+        )
+    counts = {"asked": 0, "repaired": 0, "unanswered": 0}
+    return SimpleNamespace(name=config.backend, identity=next(iter(different.values())), counts=counts)
 
 
 @contextmanager

@@ -12,7 +12,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from falconlib.judge.cache import JudgeCache, through
+from falconlib.errors import FalconError
+from falconlib.judge.cache import JudgeCache, cache_key
 from falconlib.judge.static import StaticJudge, parse
 from falconlib.records import Scores, Task
 from falconlib.tasks import visible_tests
@@ -45,18 +46,46 @@ class Chat(Protocol):
 
 
 class CachedChat:
-    """`chat` behind `cache`; a Chat itself. What was not answered is stored, replayed, and asked again in read-write mode."""
+    """`chat` behind `cache`; a Chat itself. What was not answered is stored, replayed, and asked again in read-write mode.
+
+    The key holds all of `chat.identity` but the server's address: another machine may replay the answers.
+    """
 
     def __init__(self, chat: Chat, cache: JudgeCache):
         self.chat, self.cache = chat, cache
         self.name, self.identity, self.counts = chat.name, chat.identity, chat.counts
 
     def choose(self, prompts: Sequence[str], fields: Sequence[str], options: Sequence[str]) -> list[dict[str, str] | None]:
-        """As the chat's. Raises FalconError for a question without a stored answer in replay-only mode."""
-        frame = {"backend": self.name, "identity": self.identity, "fields": list(fields), "options": list(options)}
-        questions = [(frame | {"prompt": prompt}, prompt) for prompt in prompts]
-        found = through(self.cache, questions, lambda asked: [{"answer": a} for a in self.chat.choose(asked, fields, options)])
-        return [answer["answer"] for answer in found]
+        """As the chat's. Raises FalconError for a question without a stored answer in replay-only mode, and for a stored
+        answer that is none to this question."""
+        frame = {"backend": self.name, "rubric": RUBRIC, "fields": list(fields), "options": list(options)}
+        frame["identity"] = {name: value for name, value in self.identity.items() if name != "address"}
+        keys = {prompt: cache_key(frame | {"prompt": prompt}) for prompt in prompts}
+        replay, known = self.cache.mode == "replay-only", {}
+        for prompt, key in keys.items():
+            stored = self.cache.get(key)
+            if stored is not None and (replay or stored != {"answer": None}):
+                known[prompt] = checked(stored, fields, options, self.cache.path)
+            elif replay:
+                about = prompt.partition("\nTask: ")[2][:80].split("\n")[0]
+                raise FalconError(
+                    f"no stored answer of judge {self.name!r} about the task {about!r}",
+                    "run once with judge.replay=false, or with the version and settings that made the cache",
+                )
+        new = [prompt for prompt in keys if prompt not in known]
+        if new:
+            found = dict(zip(new, self.chat.choose(new, fields, options), strict=True))
+            self.cache.put({keys[prompt]: {"answer": answer} for prompt, answer in found.items()})
+            known |= found
+        return [known[prompt] for prompt in prompts]
+
+
+def checked(stored: Any, fields: Sequence[str], options: Sequence[str], path: Any) -> dict[str, str] | None:
+    """The answer in a cache's value. Raises FalconError when it is none that `choose` could have given."""
+    answer = stored.get("answer", {}) if isinstance(stored, dict) else {}
+    if answer is not None and not (isinstance(answer, dict) and read_answer(json.dumps(answer), fields, options) == answer):
+        raise FalconError(f"{path} holds {stored!r}, which is no answer to its question", f"delete {path}, it is filled again")
+    return answer
 
 
 class ModelJudge:
@@ -65,8 +94,8 @@ class ModelJudge:
     counts: of the chat. identity, version: the chat's, the rubric's and the static judge's.
     """
 
-    def __init__(self, chat: Chat, static: StaticJudge | None = None):
-        self.chat, self.static = chat, static or StaticJudge()
+    def __init__(self, chat: Chat):
+        self.chat, self.static = chat, StaticJudge()
         self.name, self.counts = chat.name, chat.counts
         self.version = f"{RUBRIC} ({chat.name} {chat.identity.get('model')}, bounded by {self.static.version})"
         self.identity = {"rubric": RUBRIC, "chat": chat.identity, "static": self.static.identity}

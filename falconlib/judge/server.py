@@ -1,107 +1,176 @@
 """A judge's model behind an OpenAI-compatible server: hosted, vLLM, llama.cpp, `transformers serve`; from the environment.
 
 FALCON_JUDGE_BASE_URL (such as http://localhost:8000/v1), FALCON_JUDGE_MODEL, FALCON_JUDGE_API_KEY (not needed where the
-server wants none), FALCON_JUDGE_PER_MINUTE (requests, no limit without it). Retries with backoff, Retry-After and time limits
-are the `openai` package's.
+server wants none), FALCON_JUDGE_PER_MINUTE (requests, retries among them; no limit without it). Key, user and query of the
+address appear in no message and no file.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
-import threading
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 from falconlib.errors import FalconError
 from falconlib.judge.model import read_answer
 
 SAMPLING = {"temperature": 0.0, "seed": 0, "max_tokens": 128}
 PARALLEL = 8  # requests at once
-RETRIES = 3  # of a request that met a full, broken or late server
+RETRIES = 3  # of a request that met a full or broken server
+BACKOFF_S = 0.5  # before the first retry, doubled for the next ones, unless the server says when to come back
+SILENT = 5  # questions in a row without any reply: then the rest of the batch is not asked
 REPAIR = "That is not one JSON object with these fields: {fields}; each one of: {options}. Answer again, with nothing else."
+REMEDY = "check FALCON_JUDGE_BASE_URL, FALCON_JUDGE_MODEL and FALCON_JUDGE_API_KEY"
+
+Answer = dict[str, str] | None
 
 
 class ServerChat:
-    """A Chat. model: "" is $FALCON_JUDGE_MODEL. timeout_s: per request. Raises FalconError when the address, the model or
-    the package `openai` is missing."""
+    """A Chat. model: "" is $FALCON_JUDGE_MODEL. timeout_s: for a question, retries and repair included, the wait for its turn
+    not. Raises FalconError when the address, the model or the package `openai` is missing or unusable."""
 
     name = "openai"
 
-    def __init__(self, model: str = "", timeout_s: float = 60.0):
+    def __init__(self, model: str = "", timeout_s: float = 60.0, clock: Callable[[], float] = time.monotonic):
         try:
-            import openai
+            import openai  # noqa: F401
         except ImportError as error:
             raise FalconError("the judge 'openai' needs the package openai", 'pip install "falconlib[judge]"') from error
-        url, model = os.environ.get("FALCON_JUDGE_BASE_URL"), model or os.environ.get("FALCON_JUDGE_MODEL", "")
-        if not url or not model:
+        self.url, model = os.environ.get("FALCON_JUDGE_BASE_URL", ""), model or os.environ.get("FALCON_JUDGE_MODEL", "")
+        if not self.url or not model:
             raise FalconError(
                 "the judge 'openai' needs the address of a server and the name of its model",
                 "export FALCON_JUDGE_BASE_URL=http://localhost:8000/v1 FALCON_JUDGE_MODEL=... FALCON_JUDGE_API_KEY=...",
             )
-        key = os.environ.get("FALCON_JUDGE_API_KEY", "none")
-        self.client = openai.OpenAI(base_url=url, api_key=key, timeout=timeout_s, max_retries=RETRIES)
-        self.model, self.gate = model, Gate(os.environ.get("FALCON_JUDGE_PER_MINUTE", "0"))
-        self.identity: dict[str, Any] = {"model": model, "revision": url, "sampling": SAMPLING}
+        self.key = os.environ.get("FALCON_JUDGE_API_KEY", "").strip() or "none"
+        if not (self.key.isascii() and self.key.isprintable() and " " not in self.key):
+            raise FalconError("FALCON_JUDGE_API_KEY holds blanks or characters that no header can carry", "copy it again")
+        self.model, self.timeout_s, self.clock = model, timeout_s, clock
+        self.gate = Gate(os.environ.get("FALCON_JUDGE_PER_MINUTE", "0"), clock)
+        self.identity: dict[str, Any] = {"model": model, "address": public_address(self.url)}
+        self.identity |= {"sampling": SAMPLING, "repair": REPAIR}
         self.counts = {"asked": 0, "repaired": 0, "unanswered": 0}
+        self.heard, self.silent = False, 0  # whether it ever answered; questions in a row without a reply
 
-    def choose(self, prompts: Sequence[str], fields: Sequence[str], options: Sequence[str]) -> list[dict[str, str] | None]:
+    def choose(self, prompts: Sequence[str], fields: Sequence[str], options: Sequence[str]) -> list[Answer]:
         """One answer per prompt; None after one repair, or when the server stays silent.
 
-        Raises FalconError when the server refuses the request itself (key, model name, address).
+        After SILENT questions in a row without a reply the rest of the batch is not asked and counts as unanswered.
+        Raises FalconError when the server refuses the request itself (key, model name, address), or cannot be reached or
+        understands nothing at the very first question.
         """
-        with ThreadPoolExecutor(PARALLEL) as pool:
-            found = list(pool.map(lambda prompt: self.ask(prompt, fields, options), prompts))
+        with ThreadPoolExecutor(1) as pool:  # a thread of its own: a notebook's has an event loop already
+            found = pool.submit(asyncio.run, self.ask_all(prompts, fields, options)).result()
         self.counts["asked"] += len(found)
         self.counts["repaired"] += sum(answer is not None and repaired for answer, repaired in found)
         self.counts["unanswered"] += sum(answer is None for answer, _ in found)
         return [answer for answer, _ in found]
 
-    def ask(self, prompt: str, fields: Sequence[str], options: Sequence[str]) -> tuple[dict[str, str] | None, bool]:
+    async def ask_all(self, prompts: Sequence[str], *form: Sequence[str]) -> list[tuple[Answer, bool]]:
+        """The answers, PARALLEL at once; the very first question goes alone, so that a wrong setting is found by one."""
+        import openai
+
+        places, self.silent = asyncio.Semaphore(PARALLEL), min(self.silent, SILENT - 1)  # a new batch tries again
+        async with openai.AsyncOpenAI(base_url=self.url, api_key=self.key, timeout=self.timeout_s, max_retries=0) as client:
+            client.organization = client.project = None  # those of the environment are for another server
+
+            async def one(prompt: str) -> tuple[Answer, bool]:
+                async with places:
+                    return (None, False) if self.silent >= SILENT else await self.ask(client, prompt, *form)
+
+            alone = 0 if self.heard else 1
+            first = [await one(prompt) for prompt in prompts[:alone]]
+            found = [*first, *await asyncio.gather(*map(one, prompts[alone:]))]
+        if self.silent >= SILENT:
+            text = (
+                f"the judge's server left {self.silent} questions in a row without a reply; the rest of this batch is not asked"
+            )
+            sys.stderr.write(f"falconlib: {text}\n")
+        return found
+
+    async def ask(self, client: Any, prompt: str, fields: Sequence[str], options: Sequence[str]) -> tuple[Answer, bool]:
         """(answer or None, whether a second question was needed)."""
-        messages = [{"role": "user", "content": prompt}]
+        messages, left = [{"role": "user", "content": prompt}], self.timeout_s
         for attempt in (False, True):
-            reply = self.reply(messages)
+            reply, left = await self.reply(client, messages, left)
+            self.silent = self.silent + 1 if reply is None else 0
             if reply is None or (answer := read_answer(reply, fields, options)) is not None:
                 return (None, attempt) if reply is None else (answer, attempt)
             wish = REPAIR.format(fields=", ".join(fields), options=", ".join(options))
             messages += [{"role": "assistant", "content": reply[:1000]}, {"role": "user", "content": wish}]
         return None, True
 
-    def reply(self, messages: Sequence[dict[str, str]]) -> str | None:
-        """The server's text; None when it stays silent, busy or broken after all retries."""
+    async def reply(self, client: Any, messages: Sequence[dict[str, str]], left: float) -> tuple[str | None, float]:
+        """The server's text and the seconds that are left of `left`; None when it stays silent, busy or broken."""
         import openai
 
-        self.gate.wait()
-        try:
-            made = self.client.chat.completions.create(model=self.model, messages=messages, **SAMPLING)
-            return made.choices[0].message.content or ""
-        except openai.APIStatusError as error:
-            if error.status_code not in (401, 403, 404):  # busy or broken after all retries, or a question it cannot take
-                return None
-            raise FalconError(
-                f"the judge's server refuses with {error.status_code}: {str(error)[:200]}",
-                "check FALCON_JUDGE_BASE_URL, FALCON_JUDGE_MODEL and FALCON_JUDGE_API_KEY",
-            ) from error
-        except openai.APIConnectionError:  # a time-out is one of them
-            return None
-        except (openai.APIError, AttributeError, IndexError, TypeError, ValueError):  # a reply that is no chat completion
-            return ""
+        for retry in range(RETRIES + 1):
+            await asyncio.sleep(self.gate.turn())
+            began, pause, lost = self.clock(), BACKOFF_S * 2**retry, False
+            try:
+                request = client.chat.completions.create(model=self.model, messages=messages, **SAMPLING)
+                made = await asyncio.wait_for(request, left)  # whole: a server that drips its reply does not prolong it
+                self.heard, text = True, made.choices[0].message.content
+                return (text if isinstance(text, str) else ""), left - (self.clock() - began)
+            except openai.APIStatusError as error:
+                code, told = error.status_code, error.response.headers.get("Retry-After", "")
+                if code in (401, 403, 404) or (code == 400 and not self.heard):
+                    raise FalconError(f"the judge's server refuses with {code}{self.said(error, code)}", REMEDY) from None
+                if code not in (408, 409, 429) and code < 500:  # a question it cannot take
+                    return None, left
+                pause = float(told) if told.replace(".", "", 1).isdecimal() else pause
+            except (openai.APITimeoutError, TimeoutError):
+                return None, left
+            except openai.APIConnectionError:
+                lost = not self.heard
+            except (openai.APIError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+                self.heard = True
+                return "", left - (self.clock() - began)  # a reply that is no chat completion
+            left -= self.clock() - began + pause
+            if left <= 0 or retry == RETRIES:
+                if lost:
+                    raise FalconError(f"no judge's server answers at {self.identity['address']}", REMEDY)
+                break
+            await asyncio.sleep(pause)
+        return None, left
+
+    def said(self, error: Exception, code: int) -> str:
+        """What the server says against a request, for a 400 only: it names the parameter. No secret of ours is in it."""
+        text, parts = str(getattr(error, "message", "")), urlsplit(self.url)
+        secrets = [self.key, parts.password, parts.username, *(value for _, value in parse_qsl(parts.query))]
+        for secret in filter(None, secrets):
+            text = text.replace(secret, "***")
+        return f": {text[:200]}" if code == 400 else ""
+
+
+def public_address(url: str) -> str:
+    """The address without user, password and query. Raises FalconError when it is none of a web server."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or parts.scheme not in ("http", "https"):
+        raise FalconError("FALCON_JUDGE_BASE_URL is no address of a web server", "such as http://localhost:8000/v1")
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path}"
 
 
 class Gate:
-    """Lets at most `per_minute` callers through, evenly spaced, whichever thread they come from (0: all of them)."""
+    """Lets at most `per_minute` requests through, evenly spaced (0: all of them)."""
 
-    def __init__(self, per_minute: str, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep):
+    def __init__(self, per_minute: str, clock: Callable[[], float] = time.monotonic):
         if not per_minute.isdecimal():
             raise FalconError(f"FALCON_JUDGE_PER_MINUTE = {per_minute!r}: a number of requests is expected", "0 is no limit")
-        self.gap, self.clock, self.sleep = (60 / int(per_minute) if int(per_minute) else 0.0), clock, sleep
-        self.next, self.lock = 0.0, threading.Lock()
+        self.gap, self.clock, self.next = (60 / int(per_minute) if int(per_minute) else 0.0), clock, 0.0
 
-    def wait(self) -> None:
-        """Sleeps until it is this caller's turn."""
-        with self.lock:
-            turn = max(self.next, self.clock())
-            self.next = turn + self.gap
-        self.sleep(max(0.0, turn - self.clock()))
+    def turn(self) -> float:
+        """Seconds until it is this caller's turn."""
+        turn = max(self.next, self.clock())
+        self.next = turn + self.gap
+        return max(0.0, turn - self.clock())

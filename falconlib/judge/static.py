@@ -1,7 +1,8 @@
 """The offline judge: style by ruff, complexity by complexipy (lizard beside it), instruction following by the syntax tree.
 
-It reads programs and never runs them. Comments cannot move a score: suppression comments of both tools are ignored and
-nothing else reads comments. It does not know whether a program is right.
+It reads programs and never runs them. No comment can raise a score: suppression comments of both tools are ignored, and a
+comment is no statement; one that is badly laid out (E26, E501, W291) costs style like any line. It does not know whether a
+program is right.
 """
 
 from __future__ import annotations

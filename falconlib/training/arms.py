@@ -14,7 +14,7 @@ from falconlib.errors import did_you_mean
 NO_LTM = {"long_term.enabled": False, "train.b_neg": 0.0, "reward.w_long_term": 0.0}
 NO_STM = {"short_term.enabled": False}
 NO_INNER = {"inner.steps": 0}
-NO_AI = {"reward.w_style": 0.0, "reward.w_complexity": 0.0, "reward.w_instruction": 0.0}
+NO_AI = {"reward.ai": False}
 NO_LINE = {"reward.rho_f": 0.0}
 NO_SL = {"train.b_sl": 0.0}
 

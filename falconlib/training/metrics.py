@@ -25,8 +25,9 @@ def step_metrics(
     """Means over the step's episodes; None where nothing is known.
 
     inner_gain: mean R_unit of query rollouts minus that of plain support rollouts (memory text would mix in its own
-    effect). zero_variance: share of half-groups whose advantages all vanish. infra_errors, unjudged: verdicts and AI
-    scores that are unknown. duplicates, visible_gap, addressed: see falconlib/watch.py.
+    effect). zero_variance: share of half-groups whose advantages all vanish. infra_errors: verdicts that are unknown.
+    unjudged: programs that load but lack an AI score that was asked for. duplicates, visible_gap, addressed: see
+    falconlib/watch.py.
     """
     episodes = [*support, *query]
     unit = [e.reward.unit for e in episodes]
@@ -45,7 +46,10 @@ def step_metrics(
         "memory_effect": memory_effect,
         "memory_prompts": sum(bool(e.memory_text) for e in episodes),
         "infra_errors": sum(e.feedback.status == INFRA_ERROR for e in episodes),
-        "unjudged": sum(e.reward.style is None for e in episodes),
+        "unjudged": sum(
+            profile.reward.ai and e.feedback.loaded and None in (e.reward.style, e.reward.complexity, e.reward.instruction)
+            for e in episodes
+        ),
         "errors": dict(sorted(Counter(e.feedback.error_class or e.feedback.status for e in episodes).items())),
     }
     return row | watch(episodes) | outer

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from falconlib.config import Profile
 from falconlib.errors import FalconError
-from falconlib.files import JsonLines, sha256_of
+from falconlib.files import JsonLines, sha256_of, write_text
 from falconlib.policy.models import Policy
 from falconlib.records import Episode, Task, to_json
 from falconlib.rollout import Conductor, stream_seed
@@ -37,7 +37,7 @@ from falconlib.training.inner import Adaptation, adapt, inner_examples
 from falconlib.training.metrics import step_metrics
 from falconlib.training.mirror import Watch
 from falconlib.training.outer import Outer
-from falconlib.watch import alarms
+from falconlib.watch import alarms, beginning, forgery
 
 CURRICULUM_RATE = 0.3  # [ours] the running pass rate remembers about three visits
 CURRICULUM_FLOOR = 0.05  # [ours] no task is ever out of reach
@@ -65,6 +65,7 @@ class MRLF:
         self.outer = Outer(self.policy, self.conductor, {t.task_id: t for t in self.tasks}, self.profile, self.micro)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=train.lr, betas=(0.9, 0.99), weight_decay=0.0)
         self.metrics = JsonLines(self.folder / "metrics.jsonl")
+        self.counted: dict[str, int] = {}  # the judge's questions up to the last step
         self.timings = JsonLines(self.folder / "timings.jsonl")
 
     # ---- the loop
@@ -111,10 +112,12 @@ class MRLF:
         self.totals["programs"] += len({(e.task_id, e.code) for e in [*support, *query]})
         self.totals["trained_tokens"] += outer.pop("trained_tokens") + (sum(gather([adaptation.tokens])) if adaptation else 0)
         norms = gather(list(adaptation.norms)) if adaptation else []
-        row = step_metrics(support, query, norms, effect, outer, self.profile) | self.totals
+        row = step_metrics(support, query, norms, effect, outer, self.profile) | self.totals | self.judge_counts()
         done = row["completions"]
         row["sentinel"] = self.conductor.sentinel(tasks[0], done - len(support) - len(query), done)
-        return row | {"alarms": alarms(row, next(iter(self.metrics.rows()), row))}
+        if row["sentinel"] == "pass":
+            self.distrust(step, tasks[0], forgery(tasks[0], done - len(support) - len(query)))
+        return row | {"alarms": alarms(row, beginning([*self.metrics.rows(), row]))}
 
     def choose(self, step: int) -> list[Task]:
         """N tasks per process with probability ~ p (1 - p) + floor: those that are sometimes solved teach most."""
@@ -166,6 +169,13 @@ class MRLF:
                 old = self.pass_rate.get(task.task_id, 0.5)
                 self.pass_rate[task.task_id] = old + CURRICULUM_RATE * (rate - old)
 
+    def judge_counts(self) -> dict[str, int]:
+        """judge_asked, judge_repaired, judge_unanswered: questions of this step to a model judge; none for the static one."""
+        now = dict(getattr(self.conductor.judge, "counts", {}))
+        new = {name: count - self.counted.get(name, 0) for name, count in now.items()}
+        self.counted = now
+        return {f"judge_{name}": sum(part[name] for part in gather([new])) for name in new}
+
     # ---- checkpoints
 
     def save(self, step: int) -> None:
@@ -213,6 +223,14 @@ class MRLF:
             del profile[name]
         profile["train"] |= {"steps": 0, "keep": 0, "checkpoint_every": 0, "mirror": ""}
         return sha256_of([profile, world(), fingerprint(self.tasks)])
+
+    def distrust(self, step: int, task: Task, code: str) -> None:
+        """A forgery that passes stops the run, with the program saved: whatever lets it pass may have rewarded others."""
+        path = write_text(self.folder / f"forgery_step{step}.py", code)
+        raise FalconError(
+            f"a forged program passed the tests of {task.task_id!r} in step {step}: {path}",
+            "no verdict of this run can be trusted; look into the sandbox with: falconlib doctor",
+        )
 
     def give_up(self, step: int, episodes: Sequence[Episode]) -> None:
         """A loss or gradient that is not finite stops the run, with the batch saved for whoever looks into it."""
