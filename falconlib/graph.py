@@ -273,7 +273,6 @@ def data_hashes(profile: Profile) -> dict[str, str]:
     from falconlib.tasks import fingerprint, load_tasks
 
     files = [p for p in sorted((REPO / "data").rglob("*")) if p.is_file() and "downloads" not in p.parts and p.suffix != ".md"]
-    files += sorted((REPO / "results" / "reference").glob("*.csv"))  # measured by benchmarks, shown by notebooks
     found = {path.relative_to(REPO).as_posix(): sha256(path)[:16] for path in files}
     for name in dict.fromkeys((*profile.tasks.train, *profile.tasks.benchmarks)):
         found[f"task set {name}"] = fingerprint(load_tasks(name))[:16]
