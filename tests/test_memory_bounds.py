@@ -399,3 +399,19 @@ def test_a_malformed_short_term_state_changes_nothing():
     (episodes,) = [row[1] for row in state["tasks"]]
     memory.load(state | {"tasks": [[f"t{i}", episodes * 3] for i in range(9)]})
     assert len(memory) == 4 and memory.tasks() == ["t7", "t8"]
+
+
+def test_a_new_memory_waits_for_another_process_that_makes_it_too(tmp_path, monkeypatch):
+    refused = []
+
+    class Busy(sqlite3.Connection):
+        def execute(self, sql, *values):
+            if "journal_mode" in sql and len(refused) < 3:
+                refused.append(sql)
+                raise sqlite3.OperationalError("database is locked")  # as SQLite says at once, whatever its time limit
+            return super().execute(sql, *values)
+
+    plain = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *given, **named: plain(*given, **named, factory=Busy))
+    with LongTermMemory(tmp_path / "memory.sqlite", HashedTfidf()) as memory:
+        assert memory.stats()["tasks"] == 0 and len(refused) == 3

@@ -80,7 +80,7 @@ class Store:
         self.db.execute("PRAGMA foreign_keys = ON")
         self.db.execute("PRAGMA cache_size = -65536")
         if self.number("application_id") == 0 and not self._tables() and meta is not None and not self.read_only:
-            self.db.execute("PRAGMA journal_mode = WAL")
+            self._write_ahead()
             with self.transaction():
                 if not self._tables():  # else another process was faster
                     for statement in (*SCHEMA, f"PRAGMA application_id = {APPLICATION}", f"PRAGMA user_version = {VERSION}"):
@@ -95,6 +95,17 @@ class Store:
             raise FalconError(f"memory {self.path} has schema {schema}, {VERSION} is expected", "use the falconlib that wrote it")
         if not self.read_only:
             self.db.execute("PRAGMA synchronous = FULL")
+
+    def _write_ahead(self) -> None:
+        """Switches to WAL. SQLite does not wait for others here, and several processes may make one new memory at once."""
+        for left in reversed(range(200)):
+            try:
+                self.db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if not left or "locked" not in str(error):
+                    raise
+                time.sleep(0.05)
 
     def number(self, pragma: str) -> int:
         """What SQLite says of the file; "schema_version" grows with every `copy_from`, by whatever process."""
