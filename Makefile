@@ -12,7 +12,7 @@ help:
 	@echo "make setup       create .venv, install everything, get the embedded model"
 	@echo "make reproduce   setup, then run the notebook graph (PROFILE=$(PROFILE))"
 	@echo "make test        the tests, every notebook on profile smoke included"
-	@echo "make test-slow   the tests that take minutes"
+	@echo "make test-slow   the tests that take minutes (after make setup: those with the model too)"
 	@echo "make test-browser  JupyterLab and the report in headless Chromium"
 	@echo "make lint        ruff on library, tests and notebooks"
 	@echo "make lab         JupyterLab on the notebooks"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from falconlib.config import LoraConfig, ModelConfig, Profile, build, validate
+from falconlib.errors import FalconError
 from falconlib.records import ErrorInfo, Program, Report, TestResult
 
 SMALL = {
@@ -24,6 +25,30 @@ SMALL = {
 def profile() -> Profile:
     """A profile for the tiny model: two tasks, four rollouts, two steps."""
     return validate(build(Profile, SMALL))
+
+
+@pytest.fixture
+def embedded_dir():
+    """Folder of the embedded model; where `make setup` has not fetched it, the test is skipped with the reason."""
+    from falconlib.policy.embedded import model_dir
+
+    return got(model_dir)
+
+
+@pytest.fixture
+def minilm():
+    """The sentence encoder; where `make setup` has not fetched it, the test is skipped with the reason."""
+    from falconlib.memory.embed import MiniLM
+
+    return got(MiniLM)
+
+
+def got(make):
+    """What `make` returns, or a visible skip when its model is not on this machine."""
+    try:
+        return make()
+    except FalconError as error:
+        pytest.skip(error.message)
 
 
 @pytest.fixture

@@ -320,7 +320,7 @@ def test_a_replay_needs_neither_server_nor_environment_nor_address(server, tmp_p
 
 
 @pytest.mark.slow
-def test_a_real_model_behind_the_server(server):
+def test_a_real_model_behind_the_server(server, embedded_dir):
     """The embedded model writes the replies, free to say anything: what comes back is a grade in range or None, all counted."""
     import torch
 

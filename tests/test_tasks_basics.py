@@ -78,19 +78,14 @@ def test_golds_satisfy_the_judge_and_ruff(tmp_path):
         assert done.returncode == 0, done.stdout
 
 
-def test_gold_lengths_fit_training():
+def test_gold_lengths_fit_training(embedded_dir):
     """At least 70 % of the training golds fit 64 new tokens of SmolLM2 (95 % did when last measured)."""
     pytest.importorskip("tokenizers")
     from tokenizers import Tokenizer
 
-    from falconlib.errors import FalconError
-    from falconlib.policy.embedded import model_dir
     from falconlib.prompts import target_text
 
-    try:
-        tokenizer = Tokenizer.from_file(str(model_dir() / "tokenizer.json"))
-    except FalconError as error:
-        pytest.skip(f"embedded model missing: {error.message}")
+    tokenizer = Tokenizer.from_file(str(embedded_dir / "tokenizer.json"))
     train = [t for t in tasks if t.split == "train"]
     fits = sum(len(tokenizer.encode(target_text(t.gold, t)).ids) < 64 for t in train)  # one more is the eos
     assert fits >= 0.7 * len(train)
@@ -269,9 +264,9 @@ def test_nothing_leaks_from_mbpp():
 
 @needs_mbpp
 @pytest.mark.slow
-def test_nothing_leaks_by_a_sentence_encoder():
+def test_nothing_leaks_by_a_sentence_encoder(minilm):
     others = [*load_tasks("humaneval"), *(t for t in load_tasks("mbpp") if t.split != "train")]
-    assert clean(others, pytest.importorskip("falconlib.memory.embed").MiniLM().encode)
+    assert clean(others, minilm.encode)
 
 
 def test_measured_difficulty():
