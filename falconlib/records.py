@@ -54,7 +54,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Program:
-    """What the sandbox takes: one candidate and the tests that decide about it (fields as in Task)."""
+    """What the sandbox takes: one candidate and the tests that decide about it (fields as in Task).
+
+    gold: runs where loops decide how many asserts there are, and where a program times out, so that no program gets away with
+    fewer asserts than it, and limits fit the task. None: nothing is compared.
+    """
 
     code: str
     tests: tuple[str, ...]
@@ -62,6 +66,7 @@ class Program:
     visible: int = 0
     setup: str = ""
     mode: str = "assert"
+    gold: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,8 @@ class Report:
     """The sandbox's verdict on one Program.
 
     status: one of STATUSES, or INFRA_ERROR when the harness itself broke (then nothing may be learnt from it).
-    tests: one TestResult per executed assertion; tests_expected: how many there should be (None when not known).
+    tests: one TestResult per executed assertion; tests_expected: how many there should be (None when not known); runs: where
+    that is so, how often each assert in the source ran.
     integrity: "value" (expected values never met the program) or "in_process" (they did; a program could cheat).
     loaded: whether the module body ran to its end.
     cpu_s, wall_s, peak_mb: cost; None when not measured. layers: id of the sandbox layers that were active.
@@ -128,6 +134,7 @@ class Report:
     wall_s: float | None = None
     peak_mb: float | None = None
     layers: str = ""
+    runs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -218,11 +225,9 @@ def to_json(record: Any) -> str:
 
 def from_dict(kind: type[T], data: dict) -> T:
     """The record of class `kind` that `to_dict` gave. Raises FalconError on a missing field, unknown field or wrong type."""
-    unknown = set(data) - set(kind.__dataclass_fields__)  # type: ignore[attr-defined]
-    if unknown:
-        raise FalconError(
-            f"unknown field {sorted(unknown)[0]!r} in a {kind.__name__}", f"known: {', '.join(kind.__dataclass_fields__)}"
-        )
+    known = list(kind.__dataclass_fields__)  # type: ignore[attr-defined]
+    if unknown := sorted(set(data) - set(known)):
+        raise FalconError(f"unknown field {unknown[0]!r} in a {kind.__name__}", f"known: {', '.join(known)}")
     try:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:

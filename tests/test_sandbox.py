@@ -2,6 +2,7 @@
 
 import _thread
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -363,7 +364,9 @@ def test_close_ends_everything_and_is_final():
 
 def test_program_for():
     task = Task("t/1", "t", "test", "p", "f", ("assert f(1)",), visible=1, setup="import math")
-    assert program_for(task, "c") == Program("c", ("assert f(1)",), "f", 1, "import math", "assert")
+    assert program_for(task, "c") == Program("c", ("assert f(1)",), "f", 1, "import math", "assert", None)
+    gold = program_for(dataclasses.replace(task, gold="g"), "c")
+    assert gold == Program("c", ("assert f(1)",), "f", 1, "import math", "assert", "g")
 
 
 GARBAGE = [{}, {"t": "set"}, {"t": "set", "v": [[]]}, {"t": "int", "v": "zz"}, {"t": "type", "v": "nope"}, {"t": "ref", "v": 0},

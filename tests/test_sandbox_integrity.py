@@ -128,6 +128,79 @@ def test_more_asserts_than_are_recorded(box):
     assert report.status == "pass" and report.tests_expected == len(report.tests) == 5000
 
 
+RANGE = "def f(n):\n    return list(range(n))\n"
+LOOPS = [  # tests, a program that runs fewer asserts than the gold, asserts of the gold, of them passed
+    ("for x in f(20):\n    assert x >= 0", "def f(n): return [1]", 20, 1),
+    ("for x in f(20):\n    assert x >= 0", "def f(n): return []", 20, 0),
+    ("for a, b in zip(f(3), [0, 1, 2]):\n    assert a == b", "def f(n): return [0]", 3, 1),
+    ("i = 0\nwhile f(5)[i] < 4:\n    assert f(5)[i] == i\n    i += 1", "def f(n): return [0, 1, 9, 9]", 4, 2),
+    ("def check(c):\n    for x in c(4):\n        assert x >= 0\n    for x in c(2):\n        assert x in (0, 1)\ncheck(f)",
+     "def f(n): return [1] * 6 if n == 2 else []", 6, 2),
+    ("if f(2):\n    assert f(3) == [0, 1, 2]\nassert f(0) == []", "def f(n): return []", 2, 1),
+    ("for x in f(3):\n    assert x >= 0", "def f(n):\n    yield 1\n    raise KeyError", 3, 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("test", "code", "count", "passed"), LOOPS)
+def test_asserts_in_loops_are_counted_with_the_gold_program(box, test, code, count, passed):
+    short = box.run(Program(code, (test,), "f", gold=RANGE))
+    assert short.status != "pass" and short.tests_expected == len(short.tests) == count, short
+    assert [t.status for t in short.tests].count("pass") == passed
+    gold = box.run(Program(RANGE, (test,), "f", gold=RANGE))
+    assert (gold.status, gold.tests_expected, len(gold.tests)) == ("pass", count, count), gold
+
+
+def test_longer_answers_earn_no_more(box):
+    tests = ("for x in f(3):\n    assert x >= 0\nassert f(1) == 'no'",)
+    report = box.run(Program("def f(n): return list(range(90))", tests, "f", gold="def f(n): return 'no' if n == 1 else [1, 2]"))
+    assert [t.status for t in report.tests] == ["pass", "pass", "fail"] and report.tests_expected == 3
+
+
+def test_a_gold_runs_once_and_one_that_fails_says_nothing(box, monkeypatch):
+    started, original = [], Worker.start
+
+    def start(self, task, *rest):
+        started.append(task.program.code)
+        original(self, task, *rest)
+
+    monkeypatch.setattr(Worker, "start", start)
+    tests = ("for x in f(7):\n    assert x == 0",)
+    programs = [Program(f"def f(n): return {c}", tests, "f", gold=RANGE) for c in ("[]", "[0]")]
+    assert [r.status for r in box.run_many(programs)] == ["fail", "pass"]  # the gold fails these tests
+    assert [r.tests_expected for r in box.run_many(programs)] == [None, None] and started.count(RANGE) == 1
+    straight = Program("def f(n): return 0", ("assert f(1) == 0",), "f", gold="def f(n): return 0 # unasked")
+    assert box.run(straight).status == "pass" and straight.gold not in started
+
+
+SLOW = "import time\ndef f(n):\n    end = time.process_time() + {}\n    while time.process_time() < end: pass\n    return n\n"
+
+
+def test_limits_follow_a_gold_that_is_slow_up_to_a_bound():
+    with Sandbox(SandboxConfig(workers=1, cpu_s=0.2)) as sandbox:
+
+        def run(takes, gold):
+            program = Program(SLOW.format(takes), ("assert f(1) == 1",), "f", gold=gold and SLOW.format(gold))
+            return sandbox.run(program).status
+
+        assert run(0.4, "0.4") == "pass"
+        assert {run(0.4, None), run(0.4, "0"), run(9, "0.4"), run(9, "9")} == {"timeout"}
+
+
+def test_a_test_that_sleeps_after_an_answer_is_broken():
+    with Sandbox(SandboxConfig(workers=1, cpu_s=0.2)) as sandbox:
+        for test in ("assert f(1) == 1\ntime.sleep(60)", "assert f(1) == 1\ntime.sleep(60)\nassert f(2) == 2"):
+            report = sandbox.run(Program(GOOD.code, ("import time\n" + test,)))
+            assert (report.status, report.error.type) == ("infra_error", "BrokenTests"), report
+
+
+@pytest.mark.parametrize("test", ["type(f(0)) == type(f(1))", "len(set(map(type, [f(0), f(1)]))) == 2", "type(f(0)) is not int"])
+def test_the_class_of_what_does_not_travel_is_unknown(box, test):
+    report = box.run(Program("def f(x): return object()", (f"assert {test}",), "f"))
+    assert (report.status, report.error.type) == ("runtime_error", "TypeError")
+    honest = box.run(Program("def f(x): return [x, 'x'][x:]", ("assert type(f(0)) is type(f(1)) is list",), "f"))
+    assert honest.status == "pass"
+
+
 CATCHES = ["class Bad(ValueError): pass\ndef f(x): raise Bad", "import json\ndef f(x): return json.loads('{')"]
 
 

@@ -11,16 +11,18 @@ A candidate sees the standard library and nothing else: no third-party package, 
 `import numpy` ends as a runtime_error with ModuleNotFoundError, and a file opened for writing as one with OSError (only
 /dev/null takes text); to admit a package would mean to grant its folder in `kernel.library`, and whatever else lies there.
 Where there is no mount namespace a candidate still learns names, sizes and dates of files (stat), never their content.
-Asserts inside a loop over the program's own answer count as often as the loop runs, and `zip` ends with the shorter of the
-two (tests_expected is None then): write `assert f(x) == [...]` instead. Asserts before the program is asked for anything are
-no tests. What a pass may rest on when a program returns objects stands in `proxies`.
+Asserts in loops and branches have to run as often as with the gold program, which runs once for that, and so do not end early
+where an answer is short or `zip` stops. Without a gold that passes their number is unknown (tests_expected is None): there write
+`assert f(x) == [...]`. The gold also sets the limit of a task that needs more than `cpu_s`: 3 times what it took, at most 5
+times `cpu_s` (mbpp/123 is such a task). Asserts before the program is asked for anything are no tests. What a pass may rest on
+when a program returns objects stands in `proxies`.
 Tests that fail whatever the program is (a missing package, an error before the first call, a sleep, an exit) are an
 infra_error named BrokenTests. Not carried: coroutines, endless slow generators, arguments of exceptions, an `except
 AssertionError` around an assert, changes of an argument but by a bare `f(xs)` before the assert, names of the program that
-the tests bind as well.
+the tests bind as well (where no entry point names it). A test that computes for longer than the limit counts as a value that
+stalls the judge: a timeout.
 On tier B without root, threads are bounded by memory alone, as their number is counted per user; where root lends uids,
 sandboxes beside each other share theirs, and so their limit of threads.
-The CPU limit is a constant: mbpp/123's own solution takes about 2 s, and fails it on a slow or busy core. Raise `cpu_s` for it.
 Nothing is unforgeable: what is claimed is which layers were verified, and that no program of the corpora forges a pass.
 """
 
@@ -30,7 +32,7 @@ from falconlib.sandbox.pool import Sandbox
 
 def program_for(task: Task, code: str) -> Program:
     """The Program that decides whether `code` solves `task`."""
-    return Program(code, tuple(task.tests), task.entry_point, task.visible, task.setup, task.mode)
+    return Program(code, tuple(task.tests), task.entry_point, task.visible, task.setup, task.mode, task.gold)
 
 
 __all__ = ["Sandbox", "program_for"]

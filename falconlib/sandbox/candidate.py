@@ -16,7 +16,7 @@ import types
 from falconlib.sandbox.codec import Encoder, decode, receive, send
 
 FILENAME = "solution.py"
-_INCOMPLETE = codeop.PyCF_ALLOW_INCOMPLETE_INPUT | codeop.PyCF_DONT_IMPLY_DEDENT
+_INCOMPLETE = codeop.PyCF_ALLOW_INCOMPLETE_INPUT | codeop.PyCF_DONT_IMPLY_DEDENT  # type: ignore[attr-defined]
 _RAISE = dis.opmap["RAISE_VARARGS"]
 _ballast = [bytearray(1 << 20)]  # freed when memory is exhausted, so that the error can still be told
 _OPERATIONS = {f.__name__: f for f in (len, iter, getattr, setattr, str, repr, hash)} | {"call": lambda f, *a, **k: f(*a, **k)}

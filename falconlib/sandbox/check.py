@@ -86,9 +86,8 @@ def check_corpus(path: str | Path, tier: str | None = None, json_out: str | Path
                 for row, what in run(rows, sandbox, around, way):
                     mismatches.append({"name": row["name"], "way": f"{way}, tier {sandbox.tier}", "what": what})
                     sys.stdout.write("{name} ({way}): {what}\n".format(**mismatches[-1]))
-    layers = next(iter(found.values()), {})
     if json_out is not None:
-        told = {"programs": len(rows), "mismatches": mismatches, "layers": layers}
+        told = {"programs": len(rows), "mismatches": mismatches, "layers": next(iter(found.values()))}
         Path(json_out).write_text(json.dumps(told), encoding="utf-8")
     tiers = ", ".join(found)
     sys.stdout.write(f"{len(rows)} programs, {len(ways)} ways (tiers: {tiers}), {len(mismatches)} mismatches\n")

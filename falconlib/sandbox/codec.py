@@ -21,14 +21,14 @@ MAX_FRAME = 1 << 25  # bytes
 MAX_ITER = 10_000  # elements of an iterator that are carried
 BIG = 10_000  # bits; beyond it decimal text is refused by int()
 
-_encode = json.encoder.c_make_encoder(None, None, json.encoder.encode_basestring_ascii, None, ": ", ", ", False, False, True)
-_scan = json.JSONDecoder().scan_once  # both in C: a program that patches builtins does not reach them
+_encode = json.encoder.c_make_encoder(None, None, json.encoder.encode_basestring_ascii, None, ": ", ", ", False, False, True)  # type: ignore[attr-defined]
+_scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # in C both: patched builtins do not reach them
 _SEQUENCES = {tuple: "tuple", set: "set", frozenset: "frozenset", collections.deque: "deque"}
-_SOURCES = ((i for i in ()), reversed([]), *(iter(k()) for k in (list, tuple, dict, set, str)), iter(range(0)))
+_SOURCES = ((i for i in range(0)), reversed([]), *(iter(k()) for k in (list, tuple, dict, set, str)), iter(range(0)))
 _ITERATORS = {*map(type, _SOURCES), map, filter, zip, enumerate, reversed}
 _VIEWS = {type({}.keys()): "keys", type({}.values()): "values", type({}.items()): "items"}
 _DICTS = (dict, collections.Counter, collections.OrderedDict, collections.defaultdict)
-_SCALARS = {  # type: its content; the tag is the type's name
+_SCALARS: dict = {  # class: its content; the tag is the type's name
     bytes: bytes.hex,
     bytearray: bytearray.hex,
     complex: lambda x: [x.real, x.imag],

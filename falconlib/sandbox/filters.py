@@ -61,23 +61,23 @@ def build(machine: str) -> bytes:
 
 FILTERS = {  # base64 of zlib of build(machine)
     "x86_64": (
-        "eNpt1FdPFUEYxvH/wuFQlHLAoyKgNBWNhdgvFNSoQZSm2AuKDUWxN+y9916wV7D3HhOvNH4B9db+BbzEmWcXIwmbbH7Zd+ed2ZnZeVMBn7mD8C4H3qbiXr"
-        "3BMQw08bf15gryRvEgr/UiyCtC5EtC5Quvn+eEyWf45VPC5RMi5GMi5SOi5EOayQc0l/eJlveIkXeJlXcIyNvEy1skyDpayFo7B3PfpKW8QSt5ndbyGony"
-        "KknyCsnyMqnyEmnyIunyAhnyPJnyHO1lDR3kWTrKM3SVp+kuT5EtT9JTnqCXPG7X1HiMPvIofeUR+svDDJCHyJUHyZcHGCH3UyD3UST3Uiz3UCJ3M0Huok"
-        "zuZJrcwXS5nXK5jRlyKzPlFmbLzVTITVTKjcyXG6iS61ko17FUrmWFXMMqWc1qudq8sa4ymdaVpidrP9OzdbkZybrMjGxdar7YusTMwLrYzMy6yMzcutCs"
-        "iLXKrJB1gVkx63yzI9ZKs1PWeeYPtM7lvazgg5zDRzmbT3IWn+VMvsgZfJXlfJPT+S6n8UOW8VNO5Zecwh85GcexTsIvJ9JMTiBajidGjiNWjiUgxxAvS0"
-        "mUo0mSo0iRJbSVxbSTRaTLQjJkAZlyJO3lCDrKfLLkcHJkHrkyksFyGEPkUEbKIRTKMG5KH7UylDoZwkOZyyOJ89hoz3QHkxM0f+1TN+7rYmL2DLn/udlo"
-        "79k9B337uHUDfz8vbs9rqVdnTLxHQ/u4f3HHxLO7uzrkuO3Cfjed3/n//CCdsgIfAtV2vG5Ok+0zG7fPwG2fnua9D69pepyUxnnJDCoYOzpoqon73CbRrV"
-        "NExXntkhvnBxvy3XrUgpJSawLFMp40GSBJxpEgY2McSXRe0/1GNe43kiifNYJIGU6E9OP3ufvt1mmfV7dDvToe4tV1R/36tQthEuo3+L3x/gINAZI4"
+        "eNpt1FdPFUEYxvH/wuFQlHLAoyKgNBWNhdgvFNSoQZSm2AuKDUWxN+y9916wV7D3HhOvNH4B9db+BbzEmWcXIwmbbH7Zd+ed2ZnZeVMBn7mD8C4H3qbiXr3B"
+        "MQw08bf15gryRvEgr/UiyCtC5EtC5Quvn+eEyWf45VPC5RMi5GMi5SOi5EOayQc0l/eJlveIkXeJlXcIyNvEy1skyDpayFo7B3PfpKW8QSt5ndbyGonyKkny"
+        "CsnyMqnyEmnyIunyAhnyPJnyHO1lDR3kWTrKM3SVp+kuT5EtT9JTnqCXPG7X1HiMPvIofeUR+svDDJCHyJUHyZcHGCH3UyD3UST3Uiz3UCJ3M0HuokzuZJrc"
+        "wXS5nXK5jRlyKzPlFmbLzVTITVTKjcyXG6iS61ko17FUrmWFXMMqWc1qudq8sa4ymdaVpidrP9OzdbkZybrMjGxdar7YusTMwLrYzMy6yMzcutCsiLXKrJB1"
+        "gVkx63yzI9ZKs1PWeeYPtM7lvazgg5zDRzmbT3IWn+VMvsgZfJXlfJPT+S6n8UOW8VNO5Zecwh85GcexTsIvJ9JMTiBajidGjiNWjiUgxxAvS0mUo0mSo0iR"
+        "JbSVxbSTRaTLQjJkAZlyJO3lCDrKfLLkcHJkHrkyksFyGEPkUEbKIRTKMG5KH7UylDoZwkOZyyOJ89hoz3QHkxM0f+1TN+7rYmL2DLn/udlo79k9B337uHUD"
+        "fz8vbs9rqVdnTLxHQ/u4f3HHxLO7uzrkuO3Cfjed3/n//CCdsgIfAtV2vG5Ok+0zG7fPwG2fnua9D69pepyUxnnJDCoYOzpoqon73CbRrVNExXntkhvnBxvy"
+        "3XrUgpJSawLFMp40GSBJxpEgY2McSXRe0/1GNe43kiifNYJIGU6E9OP3ufvt1mmfV7dDvToe4tV1R/36tQthEuo3+L3x/gINAZI4"
     ),
     "aarch64": (
-        "eNpt1NdPFFEUBvBvcHYoicIKCyKQgKjRYKQEjcaCKBBQqbuAjSLVbgALYEHF3nvvDQEraHj1zcTYY9QH44NP+lfoOd8Mxk12JpNf5s7t59xJBGDK4wEGho"
-        "CXibAvD57ATR8jkj5CFH2odeXpRzTtQwztxRj6ACm0B1PofUyl95BK7yKN3kE6vY0Megsz6E3MpDcwi17HHHoNc+lVZNErmEcvI5tewnx6EQvoBeTQ88il"
-        "55BHzyKfnkEBPY0iegrF9CRK6AmU0ePw0mMop0dRQY+gkh5GFT2EanoQNfQAaul+1NF9qKd70UC70Uj3oInuRjPdhRbahVa6E210B9rpdnTQbXKrnVKidk"
-        "gNtV1aqFulJ3WLjKhulhmom2RGapvMUG2VGastsgI1Q1akbpQVqhtk5ep62Tl1neyoulZ2XF0jkVBXS2TUVRIxtVkiqTZJpNVGibzaIJmg1ktmqHWSOepK"
-        "ySy1VjJNrZHMU6slE9UqPKUr8IwuxwBdhkG6FK/oEryhlXhLK/CeluMD9eEj9eITLcNnWoovtARfaTG+0SL8oIX4SRfjF12E33QhTEMtQDTNRwwNRSzNQx"
-        "zNRTLNwQTqQi810UdHoJ8GYZBm4TmF8UK0ZKyJ0saD2RhiuSEZw++ublHPrZ5P37/zi+lwyiP4Pi3T/drdKeXmO6c8066XPlzPPpdpqU5763vgflP+79cu"
-        "N6R88iRbWC4jYLvx/vNJhj2fcUnO9+CewOMl+LeLR3ZhhdeDOOd9bGy4XS8swakX79/eM9ze/j9FodSnRqKEjkYSdSOORiCSho8yKEbGBu43zL/fUISZag"
-        "hCaTBCqAXLtONt/2dNibQd7yDY8TZgx1Mvi7vposCfLssZ7y+JSYyy"
+        "eNpt1NdPFFEUBvBvcHYoicIKCyKQgKjRYKQEjcaCKBBQqbuAjSLVbgALYEHF3nvvDQEraHj1zcTYY9QH44NP+lfoOd8Mxk12JpNf5s7t59xJBGDK4wEGhoCX"
+        "ibAvD57ATR8jkj5CFH2odeXpRzTtQwztxRj6ACm0B1PofUyl95BK7yKN3kE6vY0Megsz6E3MpDcwi17HHHoNc+lVZNErmEcvI5tewnx6EQvoBeTQ88il55BH"
+        "zyKfnkEBPY0iegrF9CRK6AmU0ePw0mMop0dRQY+gkh5GFT2EanoQNfQAaul+1NF9qKd70UC70Uj3oInuRjPdhRbahVa6E210B9rpdnTQbXKrnVKidkgNtV1a"
+        "qFulJ3WLjKhulhmom2RGapvMUG2VGastsgI1Q1akbpQVqhtk5ep62Tl1neyoulZ2XF0jkVBXS2TUVRIxtVkiqTZJpNVGibzaIJmg1ktmqHWSOepKySy1VjJN"
+        "rZHMU6slE9UqPKUr8IwuxwBdhkG6FK/oEryhlXhLK/CeluMD9eEj9eITLcNnWoovtARfaTG+0SL8oIX4SRfjF12E33QhTEMtQDTNRwwNRSzNQxzNRTLNwQTq"
+        "Qi810UdHoJ8GYZBm4TmF8UK0ZKyJ0saD2RhiuSEZw++ublHPrZ5P37/zi+lwyiP4Pi3T/drdKeXmO6c8066XPlzPPpdpqU5763vgflP+79cuN6R88iRbWC4j"
+        "YLvx/vNJhj2fcUnO9+CewOMl+LeLR3ZhhdeDOOd9bGy4XS8swakX79/eM9ze/j9FodSnRqKEjkYSdSOORiCSho8yKEbGBu43zL/fUISZaghCaTBCqAXLtONt"
+        "/2dNibQd7yDY8TZgx1Mvi7vposCfLssZ7y+JSYyy"
     ),
 }

@@ -35,17 +35,24 @@ def show(value):
 
 
 class Recorder:
-    """Collects one record per executed assert. It is the `__site__` of the rewritten tests."""
+    """Collects one record per executed assert. It is the `__site__` of the rewritten tests. runs: how often each of them runs
+    with the gold program, None when nobody knows; then only those outside loops and branches have to run, once."""
 
-    def __init__(self, sites, peer):
-        self.sites, self.peer, self.records, self.seen, self.statuses = sites, peer, [], set(), set()
+    def __init__(self, todo, peer, runs):
+        self.sites, self.peer, self.records, self.statuses = todo.sites, peer, [], set()
+        self.gold, self.ran = bool(runs), [0] * len(todo.sites)
+        self.due = runs or [int(s.straight and not s.constant) for s in todo.sites]
+        self.planned = sum(self.due) if runs or not todo.dynamic else None
         self.idle, self.cut = 0, False  # asserts that ran before the program was asked; whether some were not recorded
 
     def __call__(self, number):
         return Attempt(self, self.sites[number])
 
     def add(self, site, snippet, status, info=None, texts=(None, None)):
-        self.seen.add(site)
+        if site is not None:
+            self.ran[site] += 1
+            if self.gold and status == "pass" and self.ran[site] > self.due[site]:
+                return  # longer answers earn no more
         if len(self.records) >= MAX_RECORDS and status in self.statuses:
             self.cut = True
             return
@@ -53,14 +60,17 @@ class Recorder:
         info, texts = info or {}, texts if len(self.records) < MAX_TEXTS else (None, None)
         self.records.append({"snippet": snippet, "status": status, "error": info or None, "expected": texts[1], "got": texts[0]})
 
-    def rest(self, snippet, status, info):
-        """What a snippet did not reach gets the status of what ended it."""
-        for number in [s.number for s in self.unseen() if s.snippet == snippet] or [None]:
-            self.add(number, snippet, status, info)
+    def rest(self, snippets, status, info):
+        """What snippets did not reach gets the status of what ended them."""
+        for snippet in snippets:
+            for number in [s.number for s in self.short() if s.snippet == snippet] or [None]:
+                self.add(number, snippet, status, info)
 
-    def expected(self, planned):
-        """How many records there should be; where they were cut, as many as there are: the status holds for all."""
-        return len(self.records) if self.cut else planned and planned - self.idle
+    def told(self):
+        """Its part of the judge's record. Where records were cut there should be as many as there are: the status holds for
+        all. The runs matter where loops and branches decide them."""
+        expected = len(self.records) if self.cut else self.planned and self.planned - self.idle
+        return {"records": self.records, "expected": expected, "runs": [] if self.planned else self.ran}
 
     def unasked(self):
         return self.peer is not None and self.peer.count == 0
@@ -70,8 +80,9 @@ class Recorder:
         theirs = isinstance(error, (Died, ProtocolError)) or hasattr(error, "candidate")
         return self.peer is not None and not theirs and (self.unasked() or isinstance(error, (ImportError, SystemExit)))
 
-    def unseen(self):
-        return [s for s in self.sites if s.straight and not s.constant and s.number not in self.seen]
+    def short(self):
+        """The asserts that still have to run, each as often."""
+        return [s for s, due, ran in zip(self.sites, self.due, self.ran, strict=True) for _ in range(due - ran)]
 
 
 class Attempt:
@@ -105,7 +116,7 @@ class Attempt:
         elif self.recorder.unasked():  # it says nothing about the program
             if not self.good:
                 raise AssertionError("an assert fails before the program is asked for anything")
-            self.recorder.seen.add(site.number)
+            self.recorder.ran[site.number] += not site.constant
             self.recorder.idle += not site.constant
         elif not (site.constant and self.good):  # a constant that holds is no test
             info = None if self.message is None else {"message": show(self.message)}
@@ -140,8 +151,8 @@ def run(job, fd, write, retire):
         return True, False
     if not todo.harmless:
         retire()
-    peer = Peer(fd, todo.handles, lambda: write(b"*"))
-    recorder, result = Recorder(todo.sites, peer), {"loaded": False, "error": None, "broken": None}
+    peer = Peer(fd, todo.handles, write)
+    recorder, result = Recorder(todo, peer, job["runs"]), {"loaded": False, "error": None, "broken": None}
     try:
         first = peer.receive()
         result["loaded"] = first.get("loaded") is True
@@ -151,15 +162,13 @@ def run(job, fd, write, retire):
     except (Died, ProtocolError) as error:
         ended = classify(error)
     if result["loaded"]:
-        names = {n: Function(peer, n) for n in todo.names} | {"__inout__": inout}
+        names = {n: Function(peer, n) for n in todo.names} | {"__inout__": inout, "__type__": type_of}
         result["broken"] = execute(todo, recorder, names)
     else:
-        for i in range(len(todo.snippets)):
-            recorder.rest(i, *ended)
+        recorder.rest(range(len(todo.snippets)), *ended)
     lost = peer.dead or peer.violation is not None
-    result.update(records=recorder.records, expected=recorder.expected(todo.expected), waited=peer.waited)
-    result.update(candidate_eq=peer.candidate_eq, inout=peer.inout, lost=lost)
-    write(packed(result))
+    result |= {"waited": peer.waited, "candidate_eq": peer.candidate_eq, "inout": peer.inout, "lost": lost}
+    write(packed(result | recorder.told()))
     clean = todo.harmless and not peer.violation and not any(r["status"] == "memory" for r in recorder.records)
     return clean, lost
 
@@ -176,19 +185,24 @@ def inout(function, *positions):
     return lambda *args, **kwargs: function._peer.ask(["name", function.__name__], args, kwargs, positions)
 
 
+def type_of(value, *more):
+    """What `type(value)` becomes in tests: no object of the program may answer for its class, asking it is an error."""
+    value.__class__  # noqa: B018
+    return type(value, *more)
+
+
 def run_in_process(job, source, write):
     """Program and tests in this one process: for tests that cannot be proxied. A program can forge what is written here."""
     todo = plan(job["setup"], job["tests"], job["entry"])
-    recorder = Recorder(todo.sites, None)
+    recorder = Recorder(todo, None, job["runs"])
     module, error = load(source, "solution")
     result = {"loaded": error is None, "error": error, "broken": None}
     if error is None:
-        names = {**module.__dict__, "__inout__": lambda function, *positions: function}
+        names = {**module.__dict__, "__inout__": lambda function, *positions: function, "__type__": type}
         result["broken"] = execute(todo, recorder, names)
     else:
-        for i in range(len(todo.snippets)):
-            recorder.rest(i, *placed(error))
-    write(packed({**result, "records": recorder.records, "expected": recorder.expected(todo.expected)}))
+        recorder.rest(range(len(todo.snippets)), *placed(error))
+    write(packed(result | recorder.told()))
 
 
 def execute(todo, recorder, names):
@@ -201,11 +215,10 @@ def execute(todo, recorder, names):
         except BaseException as error:  # noqa: BLE001 - somebody's code
             if recorder.faulty(error):
                 return f"{'setup' if i < 0 else f'test {i}'}: {type(error).__name__}: {error}"
-            for snippet in range(len(todo.snippets)) if i < 0 else [i]:
-                recorder.rest(snippet, *classify(error))
+            recorder.rest(range(len(todo.snippets)) if i < 0 else [i], *classify(error))
             if i < 0:
                 return None
-    missed = recorder.unseen() or [s for s in todo.sites if not (recorder.records or s.constant or s.number in recorder.seen)]
+    missed = recorder.short() or [s for s in todo.sites if not (recorder.records or s.constant or recorder.ran[s.number])]
     for site in missed if not recorder.unasked() else ():  # the program's answers led past them: `for x in f(3): assert ...`
-        recorder.add(site.number, site.snippet, "fail", {"message": "this assert was never reached"})
+        recorder.add(site.number, site.snippet, "fail", {"message": "this assert was never reached, or not often enough"})
     return f"{len(missed)} asserts were never reached" if missed and recorder.unasked() else None

@@ -65,7 +65,11 @@ time.sleep(0.05)
 def question(written: Path, memory: int, output: int) -> bytes:
     """The probe's standard input: what it should try to reach. Nothing is put there for it: a kill would leave it behind."""
     numbers = {"x86_64": (101, 272), "aarch64": (117, 97)}.get(os.uname().machine, (101, 272))
-    ask = {"canary": next(filter(os.path.exists, _READABLE), __file__), "source": __file__, "written": str(written)}
+    ask: dict[str, object] = {
+        "canary": next(filter(os.path.exists, _READABLE), __file__),
+        "source": __file__,
+        "written": str(written),
+    }
     ask |= {"ptrace": numbers[0], "unshare": numbers[1], "memory": 2 * memory, "output": output}
     return json.dumps(ask).encode() + b"\n"
 

@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from falconlib.config import Profile, SandboxConfig, override
@@ -24,6 +24,7 @@ from falconlib.sandbox.cache import VerdictCache
 from falconlib.sandbox.worker import Worker
 
 RETRIES = 2  # of a program that the harness lost
+SLACK, MOST = 3, 5  # a program may take SLACK times what its gold takes, where that is above cpu_s; at most MOST times cpu_s
 
 
 def longest_last(programs: Sequence[Program]) -> list[Program]:
@@ -31,11 +32,16 @@ def longest_last(programs: Sequence[Program]) -> list[Program]:
     return sorted(dict.fromkeys(programs), key=lambda p: "sleep" in p.code or "while True" in p.code)
 
 
-class Task:
-    """A program under way: its runs so far."""
+def gold_of(program: Program) -> Program:
+    """The reference program under the same tests."""
+    return replace(program, code=program.gold or "", visible=0, gold=None)
 
-    def __init__(self, program: Program):
-        self.program, self.attempts, self.alone = program, 0, False
+
+class Task:
+    """A program under way: its limits, how often its asserts run (() when not known), its runs so far."""
+
+    def __init__(self, program: Program, limits: SandboxConfig, runs: Sequence[int] = ()):
+        self.program, self.limits, self.runs, self.attempts, self.alone = program, limits, runs, 0, False
         self.mode = "stdio" if program.mode == "stdio" else "value"
         self.parts: list = []  # stdio: results of the tests so far
 
@@ -43,17 +49,17 @@ class Task:
         code = self.program.code.encode("utf-8", "surrogatepass")
         if self.mode == "stdio":
             return code, self.case().input.encode("utf-8", "surrogatepass")
-        tests = {"tests": self.program.tests, "setup": self.program.setup, "entry": self.program.entry_point}
-        return code, json.dumps(tests).encode()
+        p = self.program
+        return code, json.dumps({"tests": p.tests, "setup": p.setup, "entry": p.entry_point, "runs": self.runs}).encode()
 
     def case(self) -> verdict.Case:
         return verdict.case(self.program, len(self.parts))
 
-    def job(self, config: SandboxConfig) -> dict:
-        output = config.output_kb << 10
+    def job(self) -> dict:
+        output = self.limits.output_kb << 10
         if self.mode == "stdio":  # what is wanted may be longer; a power of two tells a program little about it
             output = max(output, 1 << (len(self.case().output.encode("utf-8", "surrogatepass")) + 4096).bit_length())
-        return job(self.mode, config, output)
+        return job(self.mode, self.limits, output)
 
 
 def job(mode: str, config: SandboxConfig, output: int) -> dict:
@@ -83,6 +89,7 @@ class Sandbox:
         self._settings = {"tier": tier or "A", "off": sorted(without)}
         self._lock, self._pid = threading.RLock(), os.getpid()
         self._workers: list[Worker] = []
+        self._golds: dict[Program, Report | None] = {}  # what is known of golds; None for those that do not pass
         self._closer = weakref.finalize(self, _close, self._workers, self._pid)
         count = config.workers or len(os.sched_getaffinity(0))
         try:
@@ -142,7 +149,8 @@ class Sandbox:
 
     def run_many(self, programs: Sequence[Program], progress: bool = False) -> list[Report]:
         """One Report per program, in their order; identical programs run once, and those that `config.cache` knows not at all.
-        Never raises for what a program does."""
+        Where loops decide how many asserts run, or a program times out, its gold runs as well, once per Sandbox, and the
+        program again if that changes its limits. Never raises for what a program does."""
         from tqdm.auto import tqdm
 
         verdict.require_programs(programs)
@@ -150,28 +158,53 @@ class Sandbox:
         results = {p: verdict.infra(why, self.layers_id, "BrokenTests") for p in unique if (why := verdict.unusable(p))}
         with self._mine():
             known = self._cache.find(unique) if self._cache else {}
-            tasks = deque(Task(p) for p in unique if p not in results and p not in known)
+            todo = [p for p in unique if p not in results and p not in known]
             try:
-                with tqdm(total=len(tasks), desc="sandbox", disable=not progress, leave=False) as bar:
-                    late = self._drain(tasks, results, bar, len(self._workers))
-                    self._drain(late, results, bar, 1)
+                with tqdm(total=0, desc="sandbox", disable=not progress, leave=False) as bar:
+                    self._settle(map(self._task, todo), results, bar)
+                    unsure = {p: results.pop(p) for p in todo if self._needs_gold(p, results[p])}
+                    self._measure(dict.fromkeys(map(gold_of, unsure)), bar)
+                    again = [t for t in map(self._task, unsure) if t.runs or t.limits != self.config]
+                    results |= unsure | self._settle(again, {}, bar)
             finally:  # what is known before an interrupt is kept as well
                 if self._cache:
-                    self._cache.keep(results)
+                    self._cache.keep({p: r for p, r in results.items() if not self._needs_gold(p, r)})
         results |= known
         return [results[p] for p in programs]
+
+    def _task(self, program: Program) -> Task:
+        gold = self._golds.get(gold_of(program)) if self._golds else None
+        if gold is None:
+            return Task(program, self.config)
+        limit = max(self.config.cpu_s, min(SLACK * (gold.cpu_s or 0), MOST * self.config.cpu_s))
+        return Task(program, self.config if limit == self.config.cpu_s else replace(self.config, cpu_s=limit), gold.runs)
+
+    def _needs_gold(self, program: Program, report: Report) -> bool:
+        """Whether only the gold can tell how often asserts run, or how long the task takes, and was not asked yet."""
+        doubtful = report.status == "timeout" or (report.tests_expected is None and report.status != INFRA_ERROR)
+        return doubtful and program.gold is not None and gold_of(program) not in self._golds
+
+    def _measure(self, golds: Iterable[Program], bar) -> None:
+        limits = replace(self.config, cpu_s=MOST * self.config.cpu_s)
+        reports = self._settle([Task(p, limits) for p in golds], {}, bar)
+        self._golds |= {p: r if r.status == "pass" else None for p, r in reports.items()}
+
+    def _settle(self, tasks: Iterable[Task], results: dict[Program, Report], bar) -> dict[Program, Report]:
+        """Runs tasks to their Reports, which it adds to `results`."""
+        waiting = deque(tasks)
+        bar.total += len(waiting)
+        late = self._drain(waiting, results, bar, len(self._workers))
+        self._drain(late, results, bar, 1)
+        return results
 
     @contextlib.contextmanager
     def _mine(self):
         """One thread at a time; raises FalconError for a sandbox that is closed or lacks the means."""
-        closed = FalconError(
-            "the sandbox is closed, or belongs to another process", "use `with Sandbox(...) as sandbox:` where it is needed"
-        )
-        if os.getpid() != self._pid:
-            raise closed
-        with self._lock:
-            if not self._workers:
-                raise closed
+        ours = os.getpid() == self._pid
+        with self._lock if ours else contextlib.nullcontext():
+            if not (ours and self._workers):
+                remedy = "use `with Sandbox(...) as sandbox:` where it is needed"
+                raise FalconError("the sandbox is closed, or belongs to another process", remedy)
             try:
                 yield
             except OSError as error:
@@ -181,7 +214,8 @@ class Sandbox:
     def _drain(self, waiting: deque[Task], results: dict[Program, Report], bar, width: int) -> deque[Task]:
         """Runs tasks on `width` workers. Returns those that only the hard wall stopped: they are run again, alone."""
         late: deque[Task] = deque()
-        idle, busy = list(range(min(width, len(self._workers)))), {}
+        idle = list(range(min(width, len(self._workers))))
+        busy: dict[int, int] = {}  # descriptor: number of the worker
         try:
             with selectors.DefaultSelector() as selector:
                 while waiting or busy:
@@ -191,9 +225,8 @@ class Sandbox:
                         busy[worker.control.fileno()] = number
                         selector.register(worker.control, selectors.EVENT_READ)
                     ready = {key.fd for key, _ in selector.select(1.0)}
-                    for fd in [
-                        fd for fd, number in busy.items() if fd in ready or time.monotonic() > self._workers[number].deadline
-                    ]:
+                    now = time.monotonic()
+                    for fd in [fd for fd, n in busy.items() if fd in ready or now > self._workers[n].deadline]:
                         worker = self._workers[busy[fd]]
                         selector.unregister(worker.control)
                         task, raw = worker.task, worker.finish() if fd in ready else None
@@ -215,7 +248,7 @@ class Sandbox:
     def _start(self, number: int, task: Task) -> Worker:
         for last in (False, True):
             try:
-                self._workers[number].start(task, task.job(self.config), *task.inputs())
+                self._workers[number].start(task, task.job(), *task.inputs())
                 break
             except OSError:  # its zygote was killed while idle
                 if last:
@@ -252,8 +285,8 @@ class Sandbox:
             return task
         if task.mode == "stdio":
             return self._digest_stdio(task, raw, results)
-        report = verdict.report(task.program, raw, self.config)
-        refused = report.status == INFRA_ERROR and report.error.type == "IntegrityError"
+        report = verdict.report(task.program, raw, task.limits)
+        refused = report.status == INFRA_ERROR and report.error and report.error.type == "IntegrityError"
         if refused and task.mode == "value" and self.config.min_integrity != "value":
             task.mode = "in_process"
             return task
@@ -262,8 +295,8 @@ class Sandbox:
 
     def _digest_stdio(self, task: Task, raw: dict, results: dict[Program, Report]) -> Task | None:
         program = task.program
-        result, error, loaded = verdict.stdio_result(program, len(task.parts), raw, self.config)
-        task.parts.append((result, error, loaded, verdict.costs(raw, self.config)))
+        result, error, loaded = verdict.stdio_result(program, len(task.parts), raw, task.limits)
+        task.parts.append((result, error, loaded, verdict.costs(raw, task.limits)))
         if len(task.parts) < len(program.tests) and result.status not in ("timeout", "syntax_error"):
             return task
         tests = [part[0] for part in task.parts]  # what follows a timeout would time out as well: it is not run

@@ -67,7 +67,7 @@ class Handle:
     def __repr__(self):
         return "<candidate object>"
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self):  # what isinstance() reads: this one has the methods of everything, and would be taken for it
         raise TypeError("the class of a program's object is known to the program only")
 
@@ -86,7 +86,7 @@ _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge", "contains")
 _ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "neg", "abs")
 for _name in (*_COMPARISONS, "hash"):
     setattr(Handle, f"__{_name}__", _forward(_name, True))
-Handle.__bool__ = _forward("truth", True)
+Handle.__bool__ = _forward("truth", True)  # type: ignore[attr-defined]
 for _name in (*_ARITHMETIC, "len", "iter", "str", "getitem", "setitem"):
     setattr(Handle, f"__{_name}__", _forward(_name, False))
 
@@ -111,12 +111,11 @@ def _resolved(operation):
 
 for _name in (*_COMPARISONS, *_ARITHMETIC, "getitem", "bool", "len", "iter", "str"):
     setattr(Function, f"__{_name}__", _resolved(getattr(operator, _name, None) or getattr(builtins, _name)))
-Function.__hash__ = object.__hash__
 
 
 class Peer:
-    """The candidate as seen from here. handles: names whose results may stay there. `mark()` is called once, when its first
-    value has arrived. waited: seconds spent waiting for it."""
+    """The candidate as seen from here. handles: names whose results may stay there. `mark` gets b"*" when a value has arrived
+    and b"?" when another one is awaited. waited: seconds spent waiting for it."""
 
     def __init__(self, fd, handles, mark):
         self.fd, self.handles, self.mark, self.answered, self.waited = fd, handles, mark, False, 0.0
@@ -148,6 +147,8 @@ class Peer:
         keep = kind == "op" or name in self.handles
         request = {"id": self.count, "target": target, "keep": keep, "inout": list(inout)}
         request |= {"args": [self.encode(a) for a in args], "kwargs": {k: self.encode(v) for k, v in (kwargs or {}).items()}}
+        if self.answered:
+            self.mark(b"?")
         try:
             if not (self.dead or self.violation):
                 send(self.fd, request)
@@ -155,9 +156,8 @@ class Peer:
             pass  # the next read says that it is gone
         while "callback" in (reply := self.receive()):
             self.callback(reply)
-        if not self.answered:
-            self.answered = True
-            self.mark()
+        self.answered = True
+        self.mark(b"*")
         if type(reply.get("id")) is not int or reply["id"] != self.count or not ("error" in reply) ^ ("value" in reply):
             self.violation = "answer to another question"
             raise ProtocolError(self.violation)

@@ -86,7 +86,8 @@ class RaySandbox:
         unique = longest_last(programs)
         size = -(-len(unique) // (PARTS * len(self._actors))) or 1
         waiting = [unique[i : i + size] for i in range(0, len(unique), size)]
-        idle, busy, results = list(self._actors), {}, {}
+        idle, results = list(self._actors), dict[Program, Report]()
+        busy: dict = {}  # reference: (actor, programs)
         with tqdm(total=len(unique), desc="sandbox", disable=not progress, leave=False) as bar:
             while waiting or busy:
                 while waiting and idle:

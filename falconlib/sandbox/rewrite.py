@@ -23,8 +23,17 @@ _SAFE_MODULES, _SAFE_BUILTINS = set(_PURE.split()), set(_MILD.split())
 _LOAD = ast.Load()
 _BUILTIN = (str, bytes, bytearray, list, tuple, dict, set, frozenset, int, float, complex, range)
 COMMON = {name for kind in _BUILTIN for name in dir(kind)}
-_HARMFUL = (ast.ClassDef, ast.Global, ast.Nonlocal, ast.With, ast.Delete)
-_HARMFUL += (ast.AsyncFunctionDef, ast.Await, ast.Yield, ast.YieldFrom)
+_HARMFUL = (
+    ast.ClassDef,
+    ast.Global,
+    ast.Nonlocal,
+    ast.With,
+    ast.Delete,
+    ast.AsyncFunctionDef,
+    ast.Await,
+    ast.Yield,
+    ast.YieldFrom,
+)
 _DYNAMIC = (ast.If, ast.For, ast.While, ast.AsyncFor, ast.Try, ast.ClassDef, ast.Match)
 
 
@@ -54,10 +63,9 @@ class Plan:
     harmless: bool = False
 
     @property
-    def expected(self):
-        """Number of assertions that will run, None when a loop or a branch decides it."""
-        real = [s for s in self.sites if not s.constant]
-        return len(real) if real and all(s.straight for s in real) else None
+    def dynamic(self):
+        """Whether a loop or a branch decides how many assertions run."""
+        return not all(s.straight or s.constant for s in self.sites) or all(s.constant for s in self.sites)
 
 
 def plan(setup, tests, entry):
@@ -81,14 +89,10 @@ def _resolve(result, nodes, entry):
     for node in nodes:
         if isinstance(node, ast.Name):
             (loads if isinstance(node.ctx, ast.Load) else bound).add(node.id)
-        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            bound.add(node.name)
-        elif isinstance(node, ast.arg):
-            bound.add(node.arg)
         elif isinstance(node, ast.alias):
             bound.add((node.asname or node.name).split(".")[0])
-        elif isinstance(node, ast.ExceptHandler) and node.name:
-            bound.add(node.name)
+        elif not isinstance(node, ast.keyword):  # functions, classes, arguments, exceptions, patterns
+            bound.add(getattr(node, "name", None) or getattr(node, "arg", None))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             based.add(node.value.id)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -102,6 +106,10 @@ def _resolve(result, nodes, entry):
         result.names = (called & set(vars(builtins))) - bound
     names = result.names
     for node in nodes:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and "type" not in bound:  # of what the judge cannot see
+            for name in node.args[:1] if node.func.id == "map" else [node.func] if len(node.args) == 1 else ():
+                if isinstance(name, ast.Name) and name.id == "type":
+                    name.id = "__type__"
         why = ""
         if isinstance(node, ast.Attribute) and node.attr in _FUNCTION_PARTS:
             why = f"reads {node.attr}"
@@ -111,14 +119,12 @@ def _resolve(result, nodes, entry):
             why = "derives a class from the program's"
         elif isinstance(node, ast.ExceptHandler) and node.type is not None and names & _names(node.type):
             why = "catches the program's exception class"
-        elif (
-            isinstance(node, ast.Call)
-            and getattr(node.func, "id", "") in ("isinstance", "issubclass")
-            and names & _names(*node.args[1:])
-        ):
-            why = "asks for the program's class"
-        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("hasattr", "getattr") and _special(*node.args[1:2]):
-            why = "asks for a special method"
+        elif isinstance(node, ast.Call):
+            called = getattr(node.func, "id", "")
+            if called in ("isinstance", "issubclass") and names & _names(*node.args[1:]):
+                why = "asks for the program's class"
+            elif called in ("hasattr", "getattr") and _special(*node.args[1:2]):
+                why = "asks for a special method"
         result.in_process = result.in_process or why
 
 
@@ -179,7 +185,7 @@ def _is_harmless(node):
     """Whether this node can leave nothing behind in the process that runs it: no imports but of pure modules, no attribute
     set, no private name, no builtin that reaches into the interpreter. A judge that ran only such tests may serve again."""
     if isinstance(node, ast.Name):
-        return node.id in _SAFE_BUILTINS or (not hasattr(builtins, node.id) and (not node.id.startswith("__")))
+        return node.id in _SAFE_BUILTINS or node.id == "__type__" or not (hasattr(builtins, node.id) or node.id.startswith("__"))
     if isinstance(node, ast.Attribute):
         pure = sys.modules.get(node.value.id) if isinstance(node.value, ast.Name) and node.value.id in _SAFE_MODULES else None
         public = pure is None or node.attr in getattr(pure, "__all__", vars(pure))

@@ -19,6 +19,7 @@ from falconlib.errors import FalconError
 from falconlib.records import INFRA_ERROR, ErrorInfo, Program, Report, TestResult
 
 T = TypeVar("T")
+SLOW_TESTS = "the tests themselves took the time"
 PRECEDENCE = ("syntax_error", "timeout", "memory", "runtime_error", "fail", "pass")
 _FRAME = re.compile(r'File "solution\.py", line (\d{1,9}) in (\S{1,100})')  # bounded: a program can write there as well
 
@@ -52,6 +53,7 @@ class Judged(msgspec.Struct):
 
     records: list[Record] = []
     expected: int | None = None
+    runs: list[int] = []
     loaded: bool = False
     error: Described | None = None
     broken: str | None = None
@@ -104,8 +106,9 @@ def require_programs(programs: Sequence[Program]) -> None:
     """Raises FalconError for what is no Program."""
     for p in programs:
         texts = isinstance(p, Program) and isinstance(p.tests, tuple) and (p.code, p.setup, *p.tests)
+        texts = texts and (*texts, p.code if p.gold is None else p.gold)
         if not texts or not all(isinstance(text, str) for text in texts) or p.mode not in ("assert", "stdio"):
-            expected = 'code and setup are text, tests a tuple of texts, mode "assert" or "stdio"'
+            expected = 'code, setup and gold are text, tests a tuple of texts, mode "assert" or "stdio"'
             raise FalconError(f"no Program: {reprlib.repr(p)}", expected)
 
 
@@ -142,10 +145,8 @@ def clean(data: bytes, cap: int) -> tuple[str, bool]:
     return data[:cap].decode("utf-8", "replace"), len(data) >= cap
 
 
-def explain(info: Described | None, source: str) -> ErrorInfo | None:
+def explain(info: Described, source: str) -> ErrorInfo:
     """An ErrorInfo with the text of its line."""
-    if info is None:
-        return None
     lines = io.StringIO(source, newline=None).read().split("\n")  # str.splitlines knows more line ends than Python
     line = info.line if info.line is not None and 1 <= info.line <= len(lines) else None
     text = lines[line - 1] if line is not None else None
@@ -181,7 +182,7 @@ def report(program: Program, raw: dict, limits: SandboxConfig) -> Report:
     """The Report of a value-mode or in-process run. raw: {ended, result, stdout, stderr, fault, layers, integrity}."""
     ended: Ended = raw["ended"]
     base = costs(raw, limits)
-    judged = decoded(raw["result"].lstrip(b"*"), Judged)
+    judged = decoded(raw["result"], Judged)
     alone = raw["integrity"] == "in_process"
     if judged is None and alone:
         status, info = death(ended, raw["fault"], limits)
@@ -196,7 +197,7 @@ def report(program: Program, raw: dict, limits: SandboxConfig) -> Report:
             return replace(base, status="runtime_error", error=ErrorInfo("ModuleNotFoundError", judged.broken))
         return refuse(base, "BrokenTests", judged.broken)
     if judged.lost and ended.killed in ("wall", "hard") and judged.waited < limits.cpu_s:
-        return refuse(base, "BrokenTests", "the tests themselves took the time")
+        return refuse(base, "BrokenTests", SLOW_TESTS)
     dead = death(ended, raw["fault"], limits)
     tests = tuple(test_result(i, r, dead, program) for i, r in enumerate(judged.records))
     status = min((t.status for t in tests), key=PRECEDENCE.index, default="fail")
@@ -214,14 +215,17 @@ def report(program: Program, raw: dict, limits: SandboxConfig) -> Report:
     integrity = "in_process" if alone or forgeable else "value"
     if integrity == "in_process" and not alone and limits.min_integrity == "value":
         return refuse(base, "IntegrityError", "a pass that rests on the program's own comparison")
-    return replace(base, status=status, tests=tests, tests_expected=judged.expected, error=explain(error, program.code),
-                   loaded=judged.loaded, integrity=integrity, inout=judged.inout, candidate_eq=judged.candidate_eq)  # fmt: skip
+    return replace(base, status=status, tests=tests, tests_expected=judged.expected, runs=tuple(judged.runs), integrity=integrity,
+                   error=explain(error, program.code) if error else None, loaded=judged.loaded, inout=judged.inout,
+                   candidate_eq=judged.candidate_eq)  # fmt: skip
 
 
 def judge_lost(base: Report, ended: Ended, raw: dict, program: Program, limits: SandboxConfig) -> Report:
     """The judge left no record. Once a value of the candidate had arrived, that value is to blame."""
     if not raw["result"] or (ended.killed is None and not ended.judge_killed and ended.ends[-1].status == 0):
         return refuse(base, "BrokenTests", "the tests ended or stalled their own process")
+    if raw["result"] == b"*" and ended.killed in ("wall", "hard"):  # nothing was asked of the program at the time
+        return refuse(base, "BrokenTests", SLOW_TESTS)
     if ended.killed not in (None, "closed"):
         status, info = death(ended, raw["fault"], limits)
         return replace(base, status=status, error=explain(info, program.code))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -50,15 +51,14 @@ class Worker:
     def __init__(self, config: dict):
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.log = memfd("zygote-log")
-        config = json.dumps({**config, "fd": theirs.fileno()})
         # isolated like -I, which would also ignore PYTHONHASHSEED
-        command = [sys.executable, "-sSPB", "-X", "utf8", str(_ZYGOTE), config]
+        command = [sys.executable, "-sSPB", "-X", "utf8", str(_ZYGOTE), json.dumps({**config, "fd": theirs.fileno()})]
         with theirs:
             self.process = subprocess.Popen(
                 command, env=_ENVIRONMENT, cwd="/", pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self.log,
                 stderr=self.log, start_new_session=True,
             )  # fmt: skip
-        self.task = None  # the caller's own
+        self.task: Any = None  # the caller's own
         self.deadline = 0.0
         self.fds: list[int] = []
         self.facts: dict = {}
