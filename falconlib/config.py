@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from falconlib.errors import FalconError, did_you_mean
+from falconlib.files import read_yaml
 from falconlib.typed import build, flat
 
 # the arms of the comparison (METHOD section 7); training.arms says what each of them sets
-ARMS = ("base", "sft", "rltf", "grpo", "falcon")
-ARMS += ("falcon-ltm", "falcon-stm", "falcon-inner", "falcon-ai", "falcon-line", "falcon-sl")
+ARMS: tuple[str, ...] = ("base", "sft", "rft", "coderl", "ppocoder", "rltf", "grpo", "rloo", "grpo+sl", "grpo+knn", "falcon")
+ARMS += ("falcon-ltm", "falcon-stm", "falcon-inner", "falcon-ai", "falcon-line", "falcon-sl", "grpo-time")
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class RewardConfig:
 class LongTermConfig:
     """Long-term memory. enabled: the switch. embedder: "minilm", "hashed" or "policy". neighbours: n_nb, tasks recalled.
     prompt_share: share of support rollouts that see recalled text. prompt_tokens: upper bound of that text.
-    utility_rate: step of the utility average.
+    utility_rate: step of the utility average. learns: False keeps it as it began, gold programs and no episodes.
     """
 
     enabled: bool = True  # [paper] off = ablation "minus LTM"
@@ -105,6 +107,7 @@ class LongTermConfig:
     prompt_share: float = 0.5  # [ours] half with, half plain: the difference is the utility's signal
     prompt_tokens: int = 160  # [ours] one short program and one line of advice
     utility_rate: float = 0.2  # [ours] remembers about five visits
+    learns: bool = True  # [paper] it stores what was tried; off: the control that only looks up its nearest neighbour
 
 
 @dataclass(frozen=True)
@@ -132,12 +135,14 @@ class InnerConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Outer loop (global level). arm: of the comparison. seed: run seed. steps: T. tasks: N per step. group: G
-    rollouts per task. advantage: "loo" (leave one out) or "group" (GRPO's). lr, clip_norm, warmup: AdamW. clip_low,
-    clip_high: ratio clip. b_sl: cross-entropy on gold and own verified programs. b_neg: bounded unlikelihood of stored
-    errors. micro_tokens: tokens per forward of the update. shared_prefix: compute each prompt once per group there.
-    gradient_checkpointing: recompute layers to save memory; not together with shared_prefix. checkpoint_every: steps.
-    keep: checkpoints kept. mirror: "tensorboard" or "trackio" also gets each step's metrics ("": nobody).
+    """Outer loop (global level). arm: of the comparison. seed: run seed. steps: T. tasks: N per step. group: G rollouts per
+    task. advantage: "loo" (leave one out), "group" (GRPO's), "critic" (CodeRL's) or "gae" (PPOCoder's). lr, clip_norm,
+    warmup: AdamW. clip_low, clip_high: ratio clip. b_pg: policy gradient. b_sl: cross-entropy on `targets`: "gold", "own"
+    (verified) programs or "gold+own". alternate: b_pg in odd steps, b_sl in even ones. budget_of: train for as long as this
+    arm's run did, counted in `budget`, "wall_s" or "trained_tokens" ("": `steps` decides). b_neg: bounded unlikelihood of
+    stored errors. micro_tokens: tokens per forward of the update. shared_prefix: compute each prompt once per group there.
+    gradient_checkpointing: recompute layers to save memory; not together with shared_prefix. checkpoint_every: steps. keep:
+    checkpoints kept. mirror: "tensorboard" or "trackio" also gets each step's metrics ("": nobody).
     """
 
     arm: str = "falcon"  # [paper] FALCON / MRLF
@@ -151,9 +156,14 @@ class TrainConfig:
     warmup: int = 5  # [ours] steps
     clip_low: float = 0.2  # [ours] PPO's
     clip_high: float = 0.28  # [ours] DAPO's clip-higher
+    b_pg: float = 1.0  # [ours] 0: rejection sampling, which learns from successes alone
     b_sl: float = 0.2  # [RLTF] a supervised term keeps the language; [ours] its weight
+    targets: str = "gold+own"  # [RLTF] gold; [ours] and what was verified, so that memory is distilled into weights
+    alternate: bool = False  # [CodeRL] takes turns; [ours] all others learn from both in every step
+    budget: str = "wall_s"  # [ours] the inner loop costs time: what GRPO does with the same time is the question
+    budget_of: str = ""  # [ours] equal numbers of completions are the rule
     b_neg: float = 0.05  # [paper] a negative loss there is; [ours] its bounded form and weight
-    micro_tokens: int = 4096  # [ours] fits 6 GB of activations at 135M
+    micro_tokens: int = 1024  # [ours] 2 CPU cores: more of them took longer, for the fresh memory they touch; a GPU takes more
     shared_prefix: bool = True  # [ours] halves the tokens of an update
     gradient_checkpointing: bool = False  # [ours] costs a third more time: for models that do not fit otherwise
     checkpoint_every: int = 1  # [ours] a step costs far more than a checkpoint
@@ -189,10 +199,12 @@ class EvalConfig:
 @dataclass(frozen=True)
 class JudgeConfig:
     """AI feedback. backend: "static", "local" (transformers) or "openai" (a server, see judge/server.py). model: its name.
+    revision: tells two models of one name behind a server apart, or the judges in a replayed file (also: a server's address).
     cache: file of its answers ("": off). replay: answer from that file only. timeout_s: per request to a server."""
 
     backend: str = "static"  # [ours] offline and deterministic; the paper asks a large model
     model: str = ""  # [ours] local: the embedded one; openai: $FALCON_JUDGE_MODEL
+    revision: str = ""  # [ours] without one, answers of another address are not taken from the cache
     cache: str = ""  # [ours] off: the static judge is quicker than any file
     replay: bool = False  # [ours] True repeats a published run without its judge
     timeout_s: float = 60.0  # [ours] a busy server may take that long for one answer
@@ -206,7 +218,7 @@ class SandboxConfig:
     same limits and layers ("": off).
     """
 
-    cpu_s: float = 2.0  # [ours] far above all golds but one: mbpp/123 needs more on a slow core
+    cpu_s: float = 2.0  # [ours] far above all golds but mbpp/123; a task whose gold takes long gets up to 5 times as much
     memory_mb: int = 512  # [ours]
     output_kb: int = 64  # [ours]
     workers: int = 0  # [ours] all cores
@@ -219,7 +231,8 @@ class SandboxConfig:
 @dataclass(frozen=True)
 class Profile:
     """Everything a run is made of. name: of the profile. arms, seeds: the grid of notebook 06. ablations: arms of
-    notebook 08 (their committed logs are plotted when the run is not repeated).
+    notebook 08 (their committed logs are plotted when the run is not repeated). rates: "arm=rate", the learning rates that a
+    search on validation tasks chose (evaluation.search); `train.lr` for the other arms.
     """
 
     name: str = "quick"  # [ours]
@@ -239,6 +252,7 @@ class Profile:
     arms: tuple[str, ...] = ("base", "sft", "grpo", "rltf", "falcon")  # [ours] quick
     seeds: tuple[int, ...] = (0,)  # [ours] quick demonstrates, it does not rank
     ablations: tuple[str, ...] = ("falcon", "falcon-ltm", "falcon-inner")  # [ours]
+    rates: tuple[str, ...] = ()  # [ours] one rate for all, until a search says otherwise
 
 
 def profiles_dir() -> Path:
@@ -251,18 +265,10 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
 
     Raises FalconError for an unknown profile, an unknown parameter, or a wrong type, before anything runs.
     """
-    import yaml
-
     known = sorted(p.stem for p in profiles_dir().glob("*.yaml"))
     if name not in known:
         raise did_you_mean("profile", name, known)
-    path = profiles_dir() / f"{name}.yaml"
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise FalconError(f"profile {name!r} is no valid YAML: {error}", f"mend {path.name}") from error
-    if not isinstance(data, dict):
-        raise FalconError(f"profile {name!r} holds {type(data).__name__}, not settings", f"mend {path.name}")
+    data = read_yaml(profiles_dir() / f"{name}.yaml")
     for dotted, value in (overrides or {}).items():
         node, *rest = data, *str(dotted).split(".")
         for part in rest[:-1]:
@@ -295,7 +301,9 @@ AT_LEAST = {
 ABOVE_ZERO = ("sample.temperature", "eval.temperature", "eval.top_p", "train.lr", "sft.lr", "sandbox.cpu_s", "sandbox.memory_mb")
 CHOICES = {
     "judge.backend": ("static", "local", "openai"),
-    "train.advantage": ("loo", "group"),
+    "train.advantage": ("loo", "group", "critic", "gae"),
+    "train.targets": ("gold", "own", "gold+own"),
+    "train.budget": ("wall_s", "trained_tokens"),
     "train.mirror": ("", "tensorboard", "trackio"),
     "model.device": ("auto", "cpu", "cuda"),
     "model.dtype": ("float32", "bfloat16"),
@@ -307,10 +315,12 @@ CHOICES = {
 
 def validate(profile: Profile) -> Profile:
     """Checks what types cannot say. Raises FalconError with the parameter, its value, and what was expected."""
-    p, values = profile, {}
+    p = profile
+    values: dict[str, Any] = {}
     for group, part in flat(p).items():
         values |= {f"{group}.{n}": v for n, v in flat(part).items()} if dataclasses.is_dataclass(part) else {group: part}
-    for arm in (p.train.arm, *p.arms, *p.ablations, *p.eval.ltm_arms):
+    named = (p.train.arm, p.train.budget_of or p.train.arm, *p.arms, *p.ablations, *p.eval.ltm_arms)
+    for arm in (*named, *(rate.split("=")[0] for rate in p.rates)):
         if arm not in ARMS:
             raise did_you_mean("arm", arm, ARMS)
     most = 2 * (p.reward.w_style + p.reward.w_complexity + p.reward.w_instruction) * p.reward.ai + p.reward.w_long_term
@@ -327,12 +337,12 @@ def validate(profile: Profile) -> Profile:
             "not with shared_prefix",
         ),
         *((f"reward.{n}", getattr(p.reward, n) >= 0, "0 or more") for n in flat(p.reward)),
-        (
-            "reward.w_style",
-            most < 0.3,
-            "2 (w_style + w_complexity + w_instruction) + w_long_term < 0.3 (else tests lose to style)",
-        ),
+        ("reward.w_style", most < 0.3, "2 (w_style + w_complexity + w_instruction) + w_long_term < 0.3, or tests lose to style"),
+        *((f"reward.{n}", getattr(p.reward, n) <= 1, "at most 1") for n in ("rho_f", "line_cap")),
+        ("judge.cache", not p.judge.cache or p.judge.backend != "static", "only with judge.backend = local or openai"),
+        ("judge.replay", not p.judge.replay or bool(p.judge.cache), "only with a judge.cache that holds the answers"),
         ("reward.std_floor", p.reward.std_floor > 0, "above 0"),
+        ("rates", all(re.fullmatch(r"[^=]+=\d+(\.\d+)?(e-?\d+)?", r) for r in p.rates), "arm=learning rate, such as grpo=1e-4,"),
         ("eval.top_p", p.eval.top_p <= 1, "at most 1"),
         ("long_term.prompt_share", 0 <= p.long_term.prompt_share <= 1, "in [0, 1]"),
         ("short_term.total", p.short_term.total >= p.short_term.size, "at least short_term.size"),

@@ -14,7 +14,8 @@ from falconlib import prompts, rewards, watch
 from falconlib.config import Profile
 from falconlib.feedback import error_token_mask, make_feedback
 from falconlib.judge import Judge
-from falconlib.memory.long_term import LongTermMemory, Recall
+from falconlib.memory.long_term import LongTermMemory
+from falconlib.memory.recall import Recall
 from falconlib.memory.short_term import ShortTermMemory
 from falconlib.policy.fast_weights import Deltas
 from falconlib.policy.generate import Completion, Row, generate
@@ -35,7 +36,7 @@ class Conductor:
 
     policy: Policy
     sandbox: Sandbox
-    judge: Judge
+    judge: Judge | None  # None: no AI feedback
     profile: Profile
     seed: int
     long_term: LongTermMemory | None = None
@@ -59,9 +60,9 @@ class Conductor:
         errors = [(count, name, text) for n in recall.neighbours for name, count, text in n.errors]
         _, name, text = max(errors, key=lambda e: (e[0], e[1]), default=(0, "", ""))
         advice = f"{name}: {text}" if text else name
-        program, description = (helper.code, helper.description) if helper else ("", "")
+        program, description = (helper.code or "", helper.description) if helper else ("", "")
         shown = prompts.memory_prompt(program, description, advice, self.policy.tokenizer, self.profile.long_term.prompt_tokens)
-        return shown, (helper.task_id,) if helper and helper.code.strip() in shown else ()
+        return shown, (helper.task_id,) if helper and program.strip() in shown else ()
 
     def prompts(self, tasks: Sequence[Task], with_memory: bool) -> list[tuple[prompts.Prompt, str, tuple[str, ...]]]:
         """Prompt, recalled text and whose program it shows, per task; the text is empty without memory."""
@@ -79,6 +80,7 @@ class Conductor:
         rollouts: range,
         memory_share: float = 0.0,
         deltas: Deltas | None = None,
+        greedy: bool = False,
     ) -> list[Episode]:
         """Rolls out each task `len(rollouts)` times, in task-major order, and scores every program.
 
@@ -86,7 +88,7 @@ class Conductor:
             group: "support" or "query". rollouts: their numbers within the step, which choose the random streams.
             memory_share: share of a task's rollouts that see the recalled text (where there is any), spread evenly, so
                 that a rollout's number alone decides and other group sizes leave it as it was.
-            deltas: fast weights, one per task, for query rollouts.
+            deltas: fast weights, one per task, for query rollouts. greedy: the likeliest program, not a sampled one.
         """
         recalls = self.recall(tasks)
         recalled = [self.memory_text(r) for r in recalls]
@@ -104,10 +106,10 @@ class Conductor:
                 drafts.append(
                     Episode(task.task_id, step, rollout, group, text, "", "", memory_text=memory, neighbours=neighbours)
                 )
-        sampling = self.profile.sample
+        sampling, temperature = self.profile.sample, 0.0 if greedy else self.profile.sample.temperature
         completions = self.timed(
             "generate", generate, self.policy, texts + with_text, rows,
-            max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature, stop=prompts.STOP, deltas=deltas,
+            max_new_tokens=sampling.max_new_tokens, temperature=temperature, stop=prompts.STOP, deltas=deltas,
         )  # fmt: skip
         prefixes = [plain[row.task].prefix for row in rows]
         drafts = [spoken(d, c, p) for d, c, p in zip(drafts, completions, prefixes, strict=True)]
@@ -131,7 +133,7 @@ class Conductor:
         """AI feedback for programs that load; no scores for the others, and none at all when it is off or weighs nothing."""
         scores = [Scores()] * len(drafts)
         weights = self.profile.reward
-        if weights.ai and (weights.w_style or weights.w_complexity or weights.w_instruction):
+        if self.judge is not None and weights.ai and (weights.w_style or weights.w_complexity or weights.w_instruction):
             loaded = [i for i, r in enumerate(reports) if r.loaded]
             for i, s in zip(loaded, self.judge.score_many([(tasks[i], drafts[i].code) for i in loaded]), strict=True):
                 scores[i] = s
@@ -162,10 +164,10 @@ class Conductor:
             self.short_term.add(support)
         if self.long_term is None:
             return None
-        self.long_term.add_episodes([*support, *query])
-        effects = memory_effects(support)
+        effects, learns = memory_effects(support), self.profile.long_term.learns
+        self.long_term.add_episodes([*support, *query] if learns else [])
         targets: dict[str, list[float]] = {}
-        for (_, neighbours), effect in effects.items():
+        for (_, neighbours), effect in effects.items() if learns else ():
             for n in neighbours:
                 targets.setdefault(n, []).append(effect)
         self.long_term.update_utility({n: sum(v) / len(v) for n, v in targets.items()}, self.profile.long_term.utility_rate)
@@ -188,10 +190,9 @@ class Conductor:
 
     def own_programs(self, tasks: Sequence[Task], fresh: Sequence[Episode]) -> list[tuple[str, str]]:
         """(task id, program) of the verified programs that the policy itself wrote for these tasks: the stored ones and
-        those of the `fresh` episodes, whatever prompt they were sampled with; none when memory is off."""
-        if self.long_term is None:
-            return []
-        stored = [(i, code) for i, code, source in self.long_term.positives([t.task_id for t in tasks]) if source != "gold"]
+        those of the `fresh` episodes, whatever prompt they were sampled with; only these when memory is off."""
+        kept = self.long_term.positives([t.task_id for t in tasks]) if self.long_term is not None else []
+        stored = [(i, code) for i, code, source in kept if source != "gold"]
         passed = [(e.task_id, e.code) for e in fresh if e.feedback is not None and e.feedback.status == "pass"]
         return list(dict.fromkeys([*stored, *passed]))
 
@@ -228,15 +229,19 @@ def spoken(draft: Episode, completion: Completion, prefix: str) -> Episode:
 
 def token_offsets(policy: Policy, tokens: Sequence[int]) -> list[tuple[int, int]]:
     """Character span of each token in the decoded completion. Tokens that share a character (bytes of one) share its span."""
-    spans, start, waiting = [], 0, 0
+    spans: list[tuple[int, int]] = []
+    start = waiting = first = before = 0
     for i in range(1, len(tokens) + 1):
-        text = policy.decode(tokens[:i])
+        text = policy.decode(tokens[first:i])
         if text.endswith("\ufffd"):  # an unfinished character: the token that ends it says how far it goes
             waiting += 1
             continue
-        end = max(start, len(text))
+        end = max(start, before + len(text))
         spans += [(start, end)] * (waiting + 1)
         start, waiting = end, 0
+        if i - first >= 32:  # decode on from a few tokens back: from the beginning each time it would be quadratic
+            first = i - 8
+            before = end - len(policy.decode(tokens[first:i]))
     return spans + [(start, start)] * waiting
 
 
@@ -244,10 +249,10 @@ def memory_effects(support: Sequence[Episode]) -> dict[tuple[str, tuple[str, ...
     """mean R_unit with memory text - mean R_unit plain, per (task, neighbours); tasks without both kinds are left out."""
     effects = {}
     for task_id in dict.fromkeys(e.task_id for e in support):
-        known = [e for e in support if e.task_id == task_id and e.reward and e.reward.unit is not None]
-        with_text = [e for e in known if e.memory_text]
-        plain = [e.reward.unit for e in known if not e.memory_text]
+        known = [(e, e.reward.unit) for e in support if e.task_id == task_id and e.reward and e.reward.unit is not None]
+        with_text = [(e.neighbours, unit) for e, unit in known if e.memory_text]
+        plain = [unit for e, unit in known if not e.memory_text]
         if with_text and plain:
-            effect = sum(e.reward.unit for e in with_text) / len(with_text) - sum(plain) / len(plain)
-            effects[(task_id, with_text[0].neighbours)] = effect
+            effect = sum(unit for _, unit in with_text) / len(with_text) - sum(plain) / len(plain)
+            effects[(task_id, with_text[0][0])] = effect
     return effects

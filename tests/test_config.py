@@ -14,7 +14,7 @@ def test_every_profile_loads(name):
 
 
 def test_every_profile_of_the_house_is_there():
-    assert PROFILES == ["colab", "paper", "quick", "small", "smoke"]
+    assert PROFILES == ["colab", "paper", "paper-apps", "quick", "small", "small-cpu", "smoke"]
 
 
 @pytest.mark.parametrize("name", ["../profiles/smoke", "smoke.yaml", "", 3])
@@ -31,7 +31,7 @@ def test_a_profile_is_one_of_the_files(name):
         *(("train.lr", v) for v in (0.0, float("nan"), float("inf"))),
         *(("inner.support", v) for v in (1, 3)),
         *(("seeds", v) for v in ([], [0, 0])),
-        *(("arms", v) for v in (["rft"], [], ["grpo", "grpo"])),
+        *(("arms", v) for v in (["rtf"], [], ["grpo", "grpo"])),
         *((name, ["falcom"]) for name in ("ablations", "eval.ltm_arms")),
         *((name, 1) for name in ("name", "train", "train.stepz", "nonsense.deep.name")),
         *(("train.steps", v) for v in ("5", 5.5, True, None)),

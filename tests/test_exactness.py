@@ -114,24 +114,39 @@ def test_shared_prefix_log_probs_entropies_and_gradients_equal_transformers(kind
         assert torch.allclose(ours, expected, atol=1e-5 * float(expected.abs().max())), shared
 
 
-def test_fast_weights_under_a_shared_prefix_equal_plain_rows_one_by_one(tiny_policy):
-    fast = FastWeights(tiny_policy.model)
+@pytest.mark.parametrize("scale", [0.1, 0.0], ids=["adapted", "first inner step"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_fast_weights_and_their_gradients_equal_peft_with_shifted_adapters_one_row_at_a_time(tmp_path, shared, scale):
+    """theta's gradient at theta + delta (outer loop) and delta's own (inner loop): what peft's lora_B + delta_x gives."""
+    policy = policy_of("llama", tmp_path)
+    fast, examples = FastWeights(policy.model), rows_of(policy)
     generator = torch.Generator().manual_seed(2)
-    fixed = {n: 0.1 * torch.randn(d.shape, generator=generator) for n, d in fast.zeros(2).items()}
+    fixed = {n: scale * torch.randn(d.shape, generator=generator) for n, d in fast.zeros(2).items()}
     free = {n: d.clone().requires_grad_() for n, d in fixed.items()}
-    examples, found = rows_of(tiny_policy), {}
-    for shared in (True, False):
-        profile = override(Profile(), {"train.shared_prefix": shared})
-        chunks = [collate(tiny_policy, e) for e in ([examples] if shared else [[x] for x in examples])]
-        # theta's gradient at theta + delta (outer loop), then delta's (inner loop, which wants none of theta)
-        for deltas, leaves in ((fixed, tiny_policy.parameters()), (free, list(free.values()))):
-            with fast.active(deltas):
-                parts = [score_batch(tiny_policy, batch, fast, profile)[0] for batch in chunks]
-                values = torch.cat([p[p != 0] for p in parts])
-                grads = torch.autograd.grad(values.sin().sum(), leaves)
-            found.setdefault(shared, []).extend([values, torch.cat([g.flatten() for g in grads])])
-    for one, other in zip(found[True], found[False], strict=True):
-        assert torch.allclose(one, other, atol=1e-5 * max(1.0, float(other.detach().abs().max())))
+    values, of_theta, of_delta = {}, [], []
+    for task in (0, 1):
+        with torch.no_grad():
+            kept = [layer.weight.clone() for layer in fast.layers.values()]
+            for name, layer in fast.layers.items():
+                layer.weight += fixed[name][task]
+        mine = {i: e for i, e in enumerate(examples) if e.task == task}
+        plain = {i: transformers_row(policy, e.prompt, e.tokens, 1.0)[0] for i, e in mine.items()}
+        plain = {i: v * torch.tensor(mine[i].mask or [1] * len(v)) for i, v in plain.items()}
+        total, weights = sum(v.sin().sum() for v in plain.values()), [layer.weight for layer in fast.layers.values()]
+        of_delta.append(torch.autograd.grad(total, weights, retain_graph=True))
+        of_theta.append(gradient(total, policy))
+        values |= plain
+        with torch.no_grad():
+            for layer, weight in zip(fast.layers.values(), kept, strict=True):
+                layer.weight.copy_(weight)
+    expected = {"theta": sum(of_theta), "delta": torch.cat([torch.stack(pair).flatten() for pair in zip(*of_delta, strict=True)])}
+    for name, deltas, leaves in (("theta", fixed, policy.parameters()), ("delta", free, list(free.values()))):
+        batch = collate(policy, examples)
+        with fast.active(deltas):
+            logprobs, _ = score_batch(policy, batch, fast, override(Profile(), {"train.shared_prefix": shared}))
+            found = torch.cat([g.flatten() for g in torch.autograd.grad(logprobs.sin().sum(), leaves)])
+        assert all(torch.allclose(logprobs[i, : len(v)], v, atol=1e-5) for i, v in values.items())
+        assert torch.allclose(found, expected[name], atol=1e-5 * float(expected[name].abs().max())), name
 
 
 def test_gradient_checkpointing_gives_the_same_gradients_and_no_shared_prefix(tiny_policy):

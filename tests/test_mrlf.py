@@ -236,8 +236,8 @@ def test_fresh_successes_are_distilled_under_the_plain_prompt(tmp_path, profile,
     assert all(e.memory_text not in x.prompt for e in with_text for x in run.outer.supervised(e.task_id, e.code))
     run.conductor.remember(episodes, [])
     assert {i for i, _ in run.conductor.own_programs(TASKS, [])} == {i for i, _ in passed}
-    run.conductor.long_term = None
-    assert run.conductor.own_programs(TASKS, episodes) == []
+    run.conductor.long_term = None  # nothing is stored: what this step verified is all there is
+    assert set(run.conductor.own_programs(TASKS, episodes)) == passed and run.conductor.own_programs(TASKS, []) == []
 
 
 def test_the_curriculum_prefers_half_solved_tasks(tmp_path, profile, scripted_sandbox):

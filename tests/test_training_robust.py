@@ -46,23 +46,36 @@ def test_out_of_memory_halves_the_micro_batch_says_so_and_goes_on(tiny_policy, c
         micro.each(examples, lambda chunk: (_ for _ in ()).throw(RuntimeError("something else")))
 
 
-def test_a_step_that_runs_out_of_memory_has_the_same_gradients(tmp_path, profile, scripted_sandbox, monkeypatch):
-    theta = []
-    plain = batches.score
+@pytest.mark.parametrize("where", ["forward", "second backward"])
+def test_a_step_that_runs_out_of_memory_has_the_same_gradients(tmp_path, profile, scripted_sandbox, monkeypatch, where):
+    """What a micro-batch had computed when it failed leaves no trace, and what others had accumulated before it stays."""
+    theta, rows, failed = [], [], []
+    plain, gradients = batches.score, torch.autograd.grad
+    profile = override(profile, {"train.micro_tokens": 1024 if where == "forward" else 400})
     for limited in (False, True):
         (tmp_path / str(limited)).mkdir()
         run = make_run(tmp_path / str(limited), profile, scripted_sandbox)
 
-        def scarce(policy, prompts, *rest, limited=limited, **named):
-            found = plain(policy, prompts, *rest, **named)
-            if limited and len(prompts) > 3:  # after the forward: what it had computed must leave no trace
+        def scarce(found, full):
+            if full:
+                failed.append(len(rows))
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return found
 
-        monkeypatch.setattr(batches, "score", scarce)
+        def score(policy, prompts, *rest, limited=limited, **named):
+            rows.append(len(prompts))
+            return scarce(plain(policy, prompts, *rest, **named), limited and where == "forward" and len(prompts) > 3)
+
+        def grad(*args, limited=limited, **named):
+            found = gradients(*args, **named)
+            return scarce(found, limited and where != "forward" and len(rows) % 2 == 0 and rows[-1] > 1)
+
+        monkeypatch.setattr(batches, "score", score)
+        monkeypatch.setattr(torch.autograd, "grad", grad)
+        rows.clear()
         run.step(1)
         theta.append(torch.cat([p.grad.flatten() for p in run.parameters]))
-        assert (run.micro.tokens < run.profile.train.micro_tokens) == limited
+        assert (run.micro.tokens < run.profile.train.micro_tokens) == limited == bool(failed)
     assert torch.allclose(*theta, atol=1e-6) and theta[0].abs().max() > 0
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,22 +21,47 @@ Deltas = dict[str, torch.Tensor]  # name of a lora_B layer -> (tasks, out, r)
 
 
 class Folded(torch.autograd.Function):
-    """x -> (W + s B A) x with the gradients of x, A and B: x (..., in), whole = W + s B A (out, in), A (r, in), B (out, r)."""
+    """x -> (W + s B A) x + s delta_row A x with the gradients of x, A, B and delta, none of them kept longer than needed.
+
+    x (rows, T, in), whole = W + s B A (out, in), a (r, in), b (out, r), delta (tasks, out, r) or None, rows (rows,) of task
+    indices; moved: False where delta is known to be zero, whose product is then left out.
+    """
 
     @staticmethod
-    def forward(ctx, x, whole, a, b, scale):
-        ctx.save_for_backward(x, whole, a, b)
-        ctx.scale = scale
-        return F.linear(x, whole)
+    def forward(ctx, x, whole, a, b, delta, rows, scale, moved):
+        theta, local = ctx.needs_input_grad[2], ctx.needs_input_grad[4]
+        out, low = F.linear(x, whole), F.linear(x, a) if moved or local else None
+        if moved:
+            out.add_(per_row(low, delta, rows), alpha=scale)
+        ctx.save_for_backward(x if theta else None, low if local else None, whole, a, b, delta, rows)
+        ctx.scale, ctx.moved = scale, moved
+        return out
 
     @staticmethod
     def backward(ctx, grad):
-        x, whole, a, b = ctx.saved_tensors
-        flat, g = x.flatten(0, -2), grad.flatten(0, -2)
-        to_x = grad @ whole if ctx.needs_input_grad[0] else None
-        to_a = ctx.scale * (g @ b).T @ flat if ctx.needs_input_grad[2] else None
-        to_b = ctx.scale * g.T @ (flat @ a.T) if ctx.needs_input_grad[3] else None
-        return to_x, None, to_a, to_b, None
+        x, low, whole, a, b, delta, rows = ctx.saved_tensors
+        to_x, to_a, to_b, to_delta = grad @ whole if ctx.needs_input_grad[0] else None, None, None, None
+        flat = grad.flatten(0, -2)
+        # index_select, not delta[rows]: see per_row
+        extra = ctx.scale * torch.bmm(grad, delta.index_select(0, rows)).flatten(0, 1) if ctx.moved else None
+        if extra is not None and to_x is not None:
+            to_x.view(-1, a.shape[1]).addmm_(extra, a)
+        if x is not None:
+            thin = ctx.scale * (flat @ b)
+            to_a = (thin if extra is None else thin + extra).T @ x.flatten(0, -2)
+            to_b = ctx.scale * flat.T @ (x.flatten(0, -2) @ a.T)
+        if low is not None:
+            to_delta = torch.zeros_like(delta).index_add_(0, rows, torch.bmm(grad.transpose(1, 2), low), alpha=ctx.scale)
+        return to_x, None, to_a, to_b, to_delta, None, None, None
+
+
+def per_row(low: torch.Tensor, delta: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """delta_x h for every row: low = h (rows, T, r), delta (tasks, out, r), rows: the task of each row."""
+    if low.shape[1] == 1:  # decoding: one product with all deltas side by side reads each of them once, not once per row
+        place = F.one_hot(rows, len(delta)).to(low.dtype)
+        return ((place[:, :, None] * low).flatten(1) @ delta.transpose(1, 2).flatten(0, 1).to(low.dtype))[:, None]
+    # not delta[rows]: its backward adds with atomics on several threads, and the last bits would differ from run to run
+    return torch.bmm(low, delta.index_select(0, rows).to(low.dtype).transpose(1, 2))
 
 
 class FastWeights:
@@ -72,7 +98,7 @@ class FastWeights:
             for owner in self.owners.values():
                 owner.__dict__.pop("forward", None)
 
-    def forward_of(self, owner: nn.Module, b: torch.Tensor, delta: torch.Tensor | None):
+    def forward_of(self, owner: Any, b: torch.Tensor, delta: torch.Tensor | None):
         """The forward of one adapted layer: x (rows, T, in) -> (rows, T, out)."""
         base, a, scale = owner.get_base_layer(), owner.lora_A["default"].weight, owner.scaling["default"]
         # the sum in bfloat16 would round away most of what the adapters learnt: there they stay beside the weights
@@ -80,25 +106,18 @@ class FastWeights:
             a, b = a.detach(), b.detach()
         with torch.no_grad():
             whole = base.weight + scale * (b @ a) if base.weight.dtype == torch.float32 else None
+        moved = delta is not None and bool(delta.any())  # the first inner step starts at 0
 
-        def forward(x: torch.Tensor, *_args, **_kwargs) -> torch.Tensor:
-            low = F.linear(x.to(a.dtype), a) if whole is None or delta is not None else None
-            if whole is None:
-                out = base(x) + (scale * F.linear(low, b)).to(x.dtype)
-            else:
-                out = Folded.apply(x, whole, a, b, scale)
-                out = out if base.bias is None else out + base.bias
-            return out if delta is None else out + (scale * self.per_row(low, delta)).to(out.dtype)
+        def beside(x: torch.Tensor, *_args, **_kwargs) -> torch.Tensor:
+            low = F.linear(x.to(a.dtype), a)
+            out = base(x) + (scale * F.linear(low, b)).to(x.dtype)
+            return out if delta is None else out + (scale * per_row(low, delta, self.rows)).to(out.dtype)
 
-        return forward
+        def folded(x: torch.Tensor, *_args, **_kwargs) -> torch.Tensor:
+            out = Folded.apply(x, whole, a, b, delta, self.rows, scale, moved)
+            return out if base.bias is None else out + base.bias
 
-    def per_row(self, low: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-        """delta_x h for every row: low = h (rows, T, r), delta (tasks, out, r)."""
-        if low.shape[1] == 1:  # decoding: one product with all deltas side by side reads each of them once, not once per row
-            place = F.one_hot(self.rows, len(delta)).to(low.dtype)
-            return ((place[:, :, None] * low).flatten(1) @ delta.transpose(1, 2).flatten(0, 1).to(low.dtype))[:, None]
-        # not delta[rows]: its backward adds with atomics on several threads, and the last bits would differ from run to run
-        return torch.bmm(low, delta.index_select(0, self.rows).to(low.dtype).transpose(1, 2))
+        return beside if whole is None else folded
 
 
 def normalised_step(deltas: Deltas, gradients: Deltas, alpha: float) -> tuple[Deltas, torch.Tensor]:

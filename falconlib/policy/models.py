@@ -17,6 +17,7 @@ from torch import nn
 
 from falconlib.config import LoraConfig, ModelConfig
 from falconlib.errors import FalconError
+from falconlib.files import sha256, sha256_of
 from falconlib.policy import embedded
 
 TINY_TEMPLATE = (
@@ -109,9 +110,13 @@ def pretrained(config: ModelConfig) -> tuple[Any, Any, str]:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
-    fingerprint = (
-        embedded.WHEEL_SHA256[:16] if config.name == embedded.NAME else str(getattr(model.config, "_commit_hash", None) or source)
-    )
+    if config.name == embedded.NAME:
+        fingerprint = embedded.WHEEL_SHA256[:16]
+    elif Path(source).is_dir():  # other weights may lie there tomorrow
+        files = (p for p in sorted(Path(source).iterdir()) if p.suffix in (".json", ".safetensors", ".bin", ".model", ".jinja"))
+        fingerprint = sha256_of({p.name: sha256(p) for p in files})[:16]
+    else:
+        fingerprint = str(getattr(model.config, "_commit_hash", None) or source)
     return model, tokenizer, fingerprint
 
 

@@ -52,7 +52,8 @@ def score(
     flat = states.flatten(0, 1).index_select(0, where)
     degrees = temperature.to(flat.device)[:, None].expand_as(tokens).flatten()[where]
     found = HeadLogprobs.apply(flat, head.weight, head.bias, tokens.flatten()[where], degrees)
-    return tuple(torch.zeros(tokens.numel(), device=flat.device).index_copy(0, where, f).view_as(tokens) for f in found)
+    logprobs, entropy = (torch.zeros(tokens.numel(), device=flat.device).index_copy(0, where, f).view_as(tokens) for f in found)
+    return logprobs, entropy
 
 
 class HeadLogprobs(torch.autograd.Function):
@@ -118,7 +119,7 @@ def shared_states(policy: Policy, prompts, tokens, fast: FastWeights, tasks) -> 
     if policy.seq2seq:
         fast.select(torch.tensor([task for _, task in places], device=policy.device))
         ids, seen = left_pad(encoded, policy)
-        # index_select, here and below: see FastWeights.per_row
+        # index_select, here and below: see fast_weights.per_row
         states = inner_model(policy).get_encoder()(input_ids=ids, attention_mask=seen).last_hidden_state.index_select(0, source)
         fast.select(tasks)
         decoder = {"attention_mask": seen[source], "decoder_input_ids": decoder_ids(policy, tokens)}

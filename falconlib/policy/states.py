@@ -71,9 +71,9 @@ def policy_states(config: ModelConfig) -> PolicyStates:
             batch = order[start : start + 32]
             ids = [torch.tensor(policy.encode(texts[i])[:512] or policy.encode("\n"), device=policy.device) for i in batch]
             ones = [torch.ones_like(x) for x in ids]
-            ids, mask = (nn.utils.rnn.pad_sequence(x, batch_first=True) for x in (ids, ones))  # on the right: positions stay
+            padded, mask = (nn.utils.rnn.pad_sequence(x, batch_first=True) for x in (ids, ones))  # on the right: positions stay
             with torch.inference_mode():
-                hidden = body(input_ids=ids, attention_mask=mask).last_hidden_state * mask.unsqueeze(-1)
+                hidden = body(input_ids=padded, attention_mask=mask).last_hidden_state * mask.unsqueeze(-1)
             rows |= zip(batch, (hidden.sum(1) / mask.sum(1, keepdim=True)).float().cpu().numpy(), strict=True)
         return np.stack([rows[i] for i in range(len(texts))])
 

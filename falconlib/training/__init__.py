@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from falconlib.config import Profile
@@ -25,10 +26,11 @@ def run_arm(
     """Trains one arm in `folder` (resuming what lies there) and returns its Policy.
 
     Writes metrics.jsonl, timings.jsonl, budget.json, checkpoints/, adapter/ and, with long-term memory, memory.sqlite.
-    "base" trains nothing. Reinforcement learning starts from `sft_adapter`. watch: called with each row of metrics. Under
-    `accelerate launch` the processes share the work (see training.distributed), and the first one writes.
+    "base" trains nothing. Reinforcement learning starts from `sft_adapter`. "grpo-time" needs the finished folder of the falcon
+    run of its seed beside its own. watch: called with each row of metrics. Under `accelerate launch` the processes share the
+    work (see training.distributed), and the first one writes.
 
-    Raises FalconError: unknown arm, missing SFT adapter, no task whose gold fits the sampled length.
+    Raises FalconError: unknown arm, missing SFT adapter, no task whose gold fits the sampled length, no run to equal.
     """
     from falconlib.files import JsonLines, write_json
     from falconlib.policy.models import load_policy
@@ -47,6 +49,8 @@ def run_arm(
             f"arm {arm!r} starts from the SFT adapter, which is not in {sft_adapter}",
             f"falconlib train --arm sft --seed {seed} first",
         )
+    other = profile.train.budget_of
+    limit = spent_by(folder.parent / f"{other}-s{seed}", profile.train.budget) if other else None
     lora = None if arm == "base" or rl else profile.lora
     policy = load_policy(profile.model, lora, sft_adapter if rl else None, seed)
     chosen = profile.tasks
@@ -60,7 +64,7 @@ def run_arm(
             raise FalconError(
                 f"no training task has a gold of at most {profile.sample.max_new_tokens} tokens", "raise sample.max_new_tokens"
             )
-        budget = train_rl(policy, fits, profile, seed, folder, progress, watch)
+        budget = train_rl(policy, fits, profile, seed, folder, progress, watch, limit)
     if distributed.rank():
         return policy
     if arm != "base":
@@ -71,11 +75,24 @@ def run_arm(
     return policy
 
 
-def train_rl(policy, tasks, profile: Profile, seed: int, folder: Path, progress: bool, watch) -> dict[str, int]:
+def spent_by(folder: Path, kind: str) -> float:
+    """What the training run in `folder` spent, "wall_s" (its steps alone) or "trained_tokens". Raises FalconError unless it is
+    complete."""
+    from falconlib.files import JsonLines, read_json
+
+    if not (folder / "budget.json").is_file():
+        raise FalconError(f"there is no finished run in {folder} whose {kind} could be equalled", "train that arm and seed first")
+    if kind == "trained_tokens":
+        return read_json(folder / "budget.json")[kind]
+    return sum(row["total"] for row in JsonLines(folder / "timings.jsonl").rows())
+
+
+def train_rl(policy, tasks, profile: Profile, seed: int, folder: Path, progress: bool, watch, limit=None) -> dict[str, int]:
     """Sets up the conductor and its memories, runs the MRLF loop, and returns the budget it used."""
     from falconlib.judge import open_judge
     from falconlib.memory.long_term import LongTermMemory
     from falconlib.memory.short_term import ShortTermMemory
+    from falconlib.memory.store import SIDE
     from falconlib.policy.models import load_judge
     from falconlib.policy.states import embedder_for
     from falconlib.rollout import Conductor
@@ -89,18 +106,20 @@ def train_rl(policy, tasks, profile: Profile, seed: int, folder: Path, progress:
     if profile.long_term.enabled:
         # what an interrupted run left behind is not this run's: `resume` restores the checkpoint's own copy
         name = f"memory-{rank()}.sqlite" if rank() else "memory.sqlite"  # every process has its own, with the same content
-        for left in folder.glob(f"{name}*"):
-            left.unlink()
-        long = LongTermMemory(folder / name, embedder_for(profile.long_term.embedder, profile.model), run_id=folder.name)
+        for end in SIDE:
+            Path(f"{folder / name}{end}").unlink(missing_ok=True)
+        embedder = embedder_for(profile.long_term.embedder, profile.model)
+        long = LongTermMemory(folder / name, embedder, run_id=folder.name, clock=time.time)
         long.add_tasks(tasks)
         long.add_golds(tasks)
-        chosen = profile.tasks  # what looks like an evaluated task is neither shown nor counted while training
-        long.blocklist([t for name in chosen.benchmarks for t in load_tasks(name, "test", chosen.eval_limit, chosen.seed)])
+        # what looks like a task that may be evaluated is neither shown nor counted while training
+        sets = dict.fromkeys((*profile.tasks.benchmarks, *profile.tasks.train))
+        long.blocklist([t for name in sets for t in load_tasks(name) if t.split in ("test", "validation")])
     if profile.short_term.enabled:
         short = ShortTermMemory(profile.short_term.size, profile.short_term.total)
     try:
         with Sandbox(profile.sandbox) as sandbox, open_judge(profile.judge, load_judge) as judge:
-            run = MRLF(policy, Conductor(policy, sandbox, judge, profile, seed, long, short), tasks, profile, seed, folder)
+            run = MRLF(policy, Conductor(policy, sandbox, judge, profile, seed, long, short), tasks, profile, seed, folder, limit)
             with mirror("" if rank() else profile.train.mirror, folder) as copy:
                 run.run(progress and not rank(), lambda row: (copy(row), watch(row)))
             return run.totals

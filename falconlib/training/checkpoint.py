@@ -27,26 +27,30 @@ def theta(policy: Policy) -> dict[str, torch.Tensor]:
 
 
 def save(
-    folder: Path, step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: dict[str, Any], memory=None, keep: int = 2
-) -> Path:
-    """Writes `step` into `folder` and drops all but the last `keep` checkpoints. `memory` is a LongTermMemory or None.
+    folder: Path, step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: dict[str, Any], memory=None, keep: int = 2,
+    critic=None,
+) -> Path:  # fmt: skip
+    """Writes `step` into `folder` and drops all but the last `keep` checkpoints. `memory` is a LongTermMemory or None, `critic` a
+    Critic or None.
 
     Raises FalconError when the disk is full or not writable; the checkpoints before stay.
     """
     try:
         with disk_errors(folder):
-            return _write(folder, step, policy, optimizer, state, memory, keep)
+            return _write(folder, step, policy, optimizer, state, memory, keep, critic)
     except (SafetensorError, RuntimeError) as error:  # how safetensors and torch.save report a failed write
         raise FalconError(f"cannot write checkpoint {step} in {folder}: {error}", REMEDIES[errno.ENOSPC]) from error
 
 
-def _write(folder: Path, step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: dict, memory, keep: int) -> Path:
+def _write(folder: Path, step: int, policy: Policy, optimizer, state: dict, memory, keep: int, critic) -> Path:
     target, scratch = folder / f"step-{step:06d}", folder / ".writing"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     save_file({n: p.detach().cpu().contiguous() for n, p in theta(policy).items()}, scratch / "theta.safetensors")
     torch.save(optimizer.state_dict(), scratch / "optimizer.pt")
     (scratch / "state.json").write_text(json.dumps({"step": step, **state}), encoding="utf-8")
+    if critic is not None:
+        torch.save(critic.state_dict(), scratch / "critic.pt")
     if memory is not None:
         memory.snapshot(scratch / "long_term.sqlite")
     for path in scratch.iterdir():
@@ -64,8 +68,8 @@ def existing(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if (p / "state.json").is_file())
 
 
-def load(path: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Puts a checkpoint back into policy and optimizer and returns its state. Raises FalconError when it does not fit."""
+def load(path: Path, policy: Policy, optimizer: torch.optim.Optimizer, critic=None) -> dict[str, Any]:
+    """Puts a checkpoint back into policy, optimizer and critic and returns its state. Raises FalconError when it does not fit."""
     others = [p.name for p in existing(path.parent) if p != path]
     remedy = f"delete {path}" + (f"; the run then resumes at {others[-1]}" if others else "; the run then starts anew")
     try:
@@ -75,6 +79,8 @@ def load(path: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> dict[s
         if {n: t.shape for n, t in stored.items()} != {n: p.shape for n, p in mine.items()}:
             raise ValueError("its adapters have other names or shapes than this model's")
         moments = torch.load(path / "optimizer.pt", weights_only=True)
+        if critic is not None:
+            critic.load_state_dict(torch.load(path / "critic.pt", weights_only=True))
     except Exception as error:
         raise FalconError(f"checkpoint {path} cannot be loaded: {error}", remedy) from error
     with torch.no_grad():

@@ -8,6 +8,7 @@ from typing import Any
 
 from falconlib.config import Profile
 from falconlib.records import INFRA_ERROR, Episode
+from falconlib.rewards import shares
 from falconlib.training.advantages import sequence_advantages
 from falconlib.watch import watch
 
@@ -26,7 +27,8 @@ def step_metrics(
 
     inner_gain: mean R_unit of query rollouts minus that of plain support rollouts (memory text would mix in its own
     effect). zero_variance: share of half-groups whose advantages all vanish. infra_errors: verdicts that are unknown.
-    unjudged: programs that load but lack an AI score that was asked for. duplicates, visible_gap, addressed: see
+    unjudged: programs that load but lack an AI score that was asked for. share_*: see rewards.shares; of arms whose advantage
+    is a comparison of rewards. duplicates, visible_gap, addressed: see
     falconlib/watch.py.
     """
     episodes = [*support, *query]
@@ -52,6 +54,9 @@ def step_metrics(
         ),
         "errors": dict(sorted(Counter(e.feedback.error_class or e.feedback.status for e in episodes).items())),
     }
+    if profile.train.advantage in ("loo", "group"):
+        rho_f = profile.reward.rho_f if profile.short_term.enabled else 0.0
+        row |= shares(by_task([support, query]), profile.reward, rho_f)
     return row | watch(episodes) | outer
 
 
@@ -75,6 +80,10 @@ def difference(a: Sequence[float | None], b: Sequence[float | None]) -> float | 
 
 def zero_variance(halves: Sequence[Sequence[Episode]], kind: str) -> float | None:
     """Share of (half, task) groups in which every advantage is 0 or unknown: they teach nothing."""
-    groups = [[e for e in half if e.task_id == t] for half in halves for t in dict.fromkeys(e.task_id for e in half)]
-    flat = [not any(a for a in sequence_advantages(group, kind)) for group in groups]
+    flat = [not any(a for a in sequence_advantages(group, kind)) for group in by_task(halves)]
     return sum(flat) / len(flat) if flat else None
+
+
+def by_task(halves: Sequence[Sequence[Episode]]) -> list[list[Episode]]:
+    """The (half, task) groups, within which rewards are compared."""
+    return [[e for e in half if e.task_id == t] for half in halves for t in dict.fromkeys(e.task_id for e in half)]

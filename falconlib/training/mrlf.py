@@ -31,21 +31,27 @@ from falconlib.records import Episode, Task, to_json
 from falconlib.rollout import Conductor, stream_seed
 from falconlib.tasks import fingerprint, sample_tasks
 from falconlib.training import checkpoint
+from falconlib.training.advantages import GREEDY
 from falconlib.training.batches import MicroBatches
 from falconlib.training.distributed import gather, rank, world
+from falconlib.training.error_critic import ErrorCritic
 from falconlib.training.inner import Adaptation, adapt, inner_examples
 from falconlib.training.metrics import step_metrics
 from falconlib.training.mirror import Watch
 from falconlib.training.outer import Outer
-from falconlib.watch import alarms, beginning, forgery
+from falconlib.training.value_head import ValueHead
+from falconlib.watch import alarms, forgery
 
 CURRICULUM_RATE = 0.3  # [ours] the running pass rate remembers about three visits
 CURRICULUM_FLOOR = 0.05  # [ours] no task is ever out of reach
+CRITICS = {"critic": ErrorCritic, "gae": ValueHead}  # of the arms that have one, by train.advantage
+LONGEST = 20  # [ours] a run with a budget ends at so many times train.steps all the same
 
 
 @dataclass
 class MRLF:
-    """One training run. tasks: train split only, whose golds fit the sampled length. pass_rate: p[x] of the curriculum."""
+    """One training run. tasks: train split only, whose golds fit the sampled length. pass_rate: p[x] of the curriculum.
+    budget: what it may spend, in units of train.budget; None: train.steps decides."""
 
     policy: Policy
     conductor: Conductor
@@ -53,6 +59,7 @@ class MRLF:
     profile: Profile
     seed: int
     folder: Path
+    budget: float | None = None
     pass_rate: dict[str, float] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=lambda: {"completions": 0, "programs": 0, "trained_tokens": 0})
 
@@ -62,7 +69,9 @@ class MRLF:
         train = self.profile.train
         self.parameters = self.policy.parameters()
         self.micro = MicroBatches(self.policy, train.micro_tokens)
-        self.outer = Outer(self.policy, self.conductor, {t.task_id: t for t in self.tasks}, self.profile, self.micro)
+        known, critic = {t.task_id: t for t in self.tasks}, CRITICS.get(train.advantage)
+        self.critic = critic(self.policy, self.profile, self.micro, known) if critic else None
+        self.outer = Outer(self.policy, self.conductor, known, self.profile, self.micro, self.critic)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=train.lr, betas=(0.9, 0.99), weight_decay=0.0)
         self.metrics = JsonLines(self.folder / "metrics.jsonl")
         self.counted: dict[str, int] = {}  # the judge's questions up to the last step
@@ -71,25 +80,35 @@ class MRLF:
     # ---- the loop
 
     def run(self, progress: bool = True, watch: Watch = lambda row: None) -> None:
-        """Trains from the last checkpoint (or the start) to `train.steps`.
+        """Trains from the last checkpoint (or the start) to `train.steps`, or until the budget is spent.
 
         Ctrl-C ends the step at work, writes its checkpoint and then raises KeyboardInterrupt; a second one stops at once.
         """
-        start, steps = self.resume(), self.profile.train.steps
+        start, steps = self.resume(), self.profile.train.steps * (LONGEST if self.budget is not None else 1)
+        spent = self.spent()
         bar = tqdm(range(start + 1, steps + 1), desc=self.profile.train.arm, initial=start, total=steps, disable=not progress)
         with interruptible() as asked:
             for step in bar:
+                if spent:
+                    break
                 self.conductor.seconds.clear()
-                row = {"step": step, **self.conductor.timed("step", self.step, step)}
+                row = {"step": step, **self.conductor.timed("total", self.step, step)}
                 if rank() == 0:
                     self.metrics.append(row)
                     self.timings.append({"step": step, **{k: round(v, 3) for k, v in self.conductor.seconds.items()}})
                     watch(row)
-                stop = any(gather([bool(asked)]))
-                if step % self.profile.train.checkpoint_every == 0 or step == steps or stop:
+                stop, spent = any(gather([bool(asked)])), self.spent()
+                if step % self.profile.train.checkpoint_every == 0 or step == steps or stop or spent:
                     self.save(step)
                 if stop:
                     raise KeyboardInterrupt
+
+    def spent(self) -> bool:
+        """Whether the budget is spent; the clock is the first process's."""
+        if self.budget is None:
+            return False
+        seconds = sum(row["total"] for row in self.timings.rows()) if rank() == 0 else 0.0
+        return any(gather([{"wall_s": seconds, **self.totals}[self.profile.train.budget] >= self.budget]))
 
     def step(self, step: int) -> dict[str, Any]:
         """One outer step, as in METHOD section 5; returns its metrics."""
@@ -99,7 +118,10 @@ class MRLF:
         collect, timed = self.conductor.collect, self.conductor.timed
         tasks = self.choose(step)
         own = tasks[len(tasks) * rank() // world() : len(tasks) * (rank() + 1) // world()]
-        support = gather(collect(own, group="support", step=step, rollouts=range(size), memory_share=share))
+        best = int(train.advantage == "critic")  # CodeRL's baseline: the last of the G is the likeliest program
+        support = gather(collect(own, group="support", step=step, rollouts=range(size - best), memory_share=share))
+        if best:
+            support += gather(collect(own, group=GREEDY, step=step, rollouts=range(size - best, size), greedy=True))
         adaptation, query = None, []
         if not plain_rl:
             adaptation = timed("inner", self.adapt, own, support)  # local level
@@ -117,7 +139,7 @@ class MRLF:
         row["sentinel"] = self.conductor.sentinel(tasks[0], done - len(support) - len(query), done)
         if row["sentinel"] == "pass":
             self.distrust(step, tasks[0], forgery(tasks[0], done - len(support) - len(query)))
-        return row | {"alarms": alarms(row, beginning([*self.metrics.rows(), row]))}
+        return row | {"alarms": alarms([*self.metrics.rows(), row])}
 
     def choose(self, step: int) -> list[Task]:
         """N tasks per process with probability ~ p (1 - p) + floor: those that are sometimes solved teach most."""
@@ -191,7 +213,7 @@ class MRLF:
         }
         folder, keep = self.folder / "checkpoints", self.profile.train.keep
         if rank() == 0:
-            checkpoint.save(folder, step, self.policy, self.optimizer, state, self.conductor.long_term, keep)
+            checkpoint.save(folder, step, self.policy, self.optimizer, state, self.conductor.long_term, keep, self.critic)
         gather([])  # nobody goes on before it lies there
 
     def resume(self) -> int:
@@ -199,7 +221,7 @@ class MRLF:
         found = checkpoint.existing(self.folder / "checkpoints")
         step = 0
         if found:
-            state = checkpoint.load(found[-1], self.policy, self.optimizer)
+            state = checkpoint.load(found[-1], self.policy, self.optimizer, self.critic)
             if (state["arm"], state["seed"]) != (self.profile.train.arm, self.seed):
                 raise FalconError(
                     f"{found[-1]} belongs to arm {state['arm']}, seed {state['seed']}",
@@ -219,7 +241,7 @@ class MRLF:
     def settings(self) -> str:
         """Hash of everything but the number of steps that the run depends on: a checkpoint of other settings is not ours."""
         profile = asdict(self.profile)
-        for name in ("name", "arms", "seeds", "ablations", "eval", "sft"):
+        for name in ("name", "arms", "seeds", "ablations", "rates", "eval", "sft"):
             del profile[name]
         profile["train"] |= {"steps": 0, "keep": 0, "checkpoint_every": 0, "mirror": ""}
         return sha256_of([profile, world(), fingerprint(self.tasks)])

@@ -1,6 +1,6 @@
 """The global level: the gradient of the outer loss, accumulated in theta's `.grad`.
 
-    L_outer(theta) = (K_s/G) L_pg(S; theta) + (K_q/G) L_pg(Q; theta + stop(delta)) + b_sl CE + b_neg L_negative
+    L_outer(theta) = b_pg ((K_s/G) L_pg(S; theta) + (K_q/G) L_pg(Q; theta + stop(delta))) + b_sl CE + b_neg L_negative
 
 First order: the gradient is taken while the detached deltas are active, and what reaches `lora_B` is the gradient at the
 adapted point. Each process adds its share of the examples; normalisers count those of all.
@@ -21,6 +21,7 @@ from falconlib.records import Episode, Feedback, Task
 from falconlib.rollout import Conductor
 from falconlib.training.advantages import scored
 from falconlib.training.batches import Batch, Example, MicroBatches, collate, count_tokens, recomputing, score_batch
+from falconlib.training.critic import Critic
 from falconlib.training.distributed import gather, rank, world
 from falconlib.training.inner import Adaptation
 from falconlib.training.losses import cross_entropy_loss, negative_loss, policy_gradient_loss
@@ -30,13 +31,15 @@ LossOf = Callable[[torch.Tensor, Batch], tuple[torch.Tensor, torch.Tensor | floa
 
 @dataclass
 class Outer:
-    """What L_outer depends on besides the step's episodes. tasks: by id. micro: shared with the inner loop."""
+    """What L_outer depends on besides the step's episodes. tasks: by id. micro: shared with the inner loop. critic: of the arms
+    that have one; it gives the tokens their advantages."""
 
     policy: Policy
     conductor: Conductor
     tasks: dict[str, Task]
     profile: Profile
     micro: MicroBatches
+    critic: Critic | None = None
 
     def gradient(
         self, own: Sequence[Task], tasks: Sequence[Task], support: Sequence[Episode], query: Sequence[Episode],
@@ -48,37 +51,43 @@ class Outer:
             own: this process's tasks, in the order of the deltas; tasks: those of all. support, query: episodes of all.
         """
         train, known = self.profile.train, [*support, *query]
+        b_sl = train.b_sl * (not train.alternate or support[0].step % 2 == 0)
         share = len(support) / len(known)
         found = self.policy_gradient(support, share, own, None)
         if query:
             more = self.policy_gradient(query, 1 - share, own, adaptation.deltas)
             found = {k: found[k] + more[k] for k in found}
-        gold = [(t.task_id, t.gold) for t in tasks] if train.b_sl else []
-        written = self.conductor.own_programs(tasks, known) if train.b_sl else []
+        gold = [(t.task_id, t.gold) for t in tasks] if b_sl and "gold" in train.targets else []
+        written = self.conductor.own_programs(tasks, known) if b_sl and "own" in train.targets else []
         right = [x for i, code in [*gold, *written] for x in self.supervised(i, code)]
         wrong = [x for failure in self.conductor.failures(tasks) for x in self.failure_example(*failure)] if train.b_neg else []
-        sl = self.auxiliary(right, train.b_sl, cross_entropy_loss)
+        sl = self.auxiliary(right, b_sl, cross_entropy_loss)
         neg = self.auxiliary(wrong, train.b_neg, negative_loss)
         tokens = found["tokens"]
         return {
             "loss_pg": found["loss"],
-            "loss_sl": sl["loss"] if right and train.b_sl else None,
+            "loss_sl": sl["loss"] if right else None,
             "loss_neg": neg["loss"] if wrong and train.b_neg else None,
             "entropy": found["entropy"] / tokens if tokens else None,  # of the rows that teach something
             "clipped": found["clipped"] / tokens if tokens else None,
-            "trained_tokens": int(tokens + sl["tokens"] + neg["tokens"]),
+            "trained_tokens": int(tokens + sl["tokens"] + neg["tokens"]) + (self.critic.tokens if self.critic else 0),
+            **(self.critic.log if self.critic else {}),
         }
 
     def policy_gradient(
         self, episodes: Sequence[Episode], share: float, own: Sequence[Task], deltas: Deltas | None
     ) -> dict[str, float]:
-        """share * L_pg at theta (+ deltas); rows without advantage (zero-variance groups) add nothing and are skipped."""
+        """b_pg * share * L_pg at theta (+ deltas); rows without advantage (zero-variance groups) add nothing and are skipped."""
         train, index = self.profile.train, {t.task_id: i for i, t in enumerate(own)}
-        examples = scored(episodes, self.profile, train.advantage, index)
+        b_pg = train.b_pg * (not train.alternate or episodes[0].step % 2 == 1)
+        if self.critic is not None:
+            examples = self.critic.examples(episodes, index)
+        else:
+            examples = scored(episodes, self.profile, train.advantage, index)
         normaliser = count_tokens(examples) / share
-        mine = [e for e in examples if e.task >= 0 and any(e.advantages)]
+        mine = [e for e in examples if b_pg and e.task >= 0 and any(e.advantages)]
         return self.accumulate(
-            mine, lambda lp, batch: policy_gradient_loss(lp, batch, normaliser, train.clip_low, train.clip_high), 1.0, deltas
+            mine, lambda lp, batch: policy_gradient_loss(lp, batch, normaliser, train.clip_low, train.clip_high), b_pg, deltas
         )
 
     def auxiliary(self, examples: Sequence[Example], weight: float, loss_of: Callable[..., torch.Tensor]) -> dict[str, float]:
@@ -95,12 +104,11 @@ class Outer:
             batch = collate(self.policy, chunk, self.profile.sample.temperature)
             logprobs, entropy = score_batch(self.policy, batch, fast, self.profile)
             loss, cut = loss_of(logprobs, batch)
+            sums = (float(loss.detach()), float(cut), float(entropy.sum()), sum(len(e.tokens) for e in chunk))
             gradients = torch.autograd.grad(weight * loss, parameters, allow_unused=True)  # not `backward`: all or nothing
-            for p, g in zip(parameters, gradients, strict=True):
+            for p, g in zip(parameters, gradients, strict=True):  # nothing from here on asks for memory
                 if g is not None:
                     p.grad = g if p.grad is None else p.grad.add_(g)
-            tokens = sum(len(e.tokens) for e in chunk)
-            sums = (float(loss.detach()), float(cut), float(entropy.sum()), tokens)
             total.update({k: total[k] + v for k, v in zip(total, sums, strict=True)})
 
         if examples:

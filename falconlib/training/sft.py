@@ -1,4 +1,5 @@
 """Supervised warm start: cross-entropy on gold programs with TRL's SFTTrainer, under the prompts that everything else uses.
+TRL's trains decoders only; an encoder-decoder gets the Trainer of transformers, on which TRL's is built.
 
 Prompts and targets are tokenised here, so that SFT, sampling and the outer loop see the same tokens and every label ends
 with eos. No memory, no rewards.
@@ -37,7 +38,7 @@ def train_sft(policy: Policy, tasks: Sequence[Task], profile: Profile, seed: int
     """Trains theta in place; writes loss and gradient norm of each step to `log`. Returns the number of trained tokens."""
     from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar
-    from transformers import TrainerCallback
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
     from trl import SFTConfig, SFTTrainer
 
     class Record(TrainerCallback):
@@ -53,7 +54,7 @@ def train_sft(policy: Policy, tasks: Sequence[Task], profile: Profile, seed: int
     rows, sft = examples(policy, tasks), profile.sft
     log.truncate(0)
     with tempfile.TemporaryDirectory() as scratch, quiet():
-        settings = SFTConfig(
+        shared = dict(
             output_dir=scratch,
             num_train_epochs=sft.epochs,
             max_steps=sft.max_steps or -1,
@@ -63,9 +64,6 @@ def train_sft(policy: Policy, tasks: Sequence[Task], profile: Profile, seed: int
             warmup_steps=0.1,
             max_grad_norm=profile.train.clip_norm,
             weight_decay=0.0,
-            completion_only_loss=True,
-            max_length=None,
-            packing=False,
             gradient_checkpointing=False,
             bf16=profile.model.dtype == "bfloat16" and policy.device.type == "cuda",
             use_cpu=policy.device.type == "cpu",
@@ -77,13 +75,17 @@ def train_sft(policy: Policy, tasks: Sequence[Task], profile: Profile, seed: int
             seed=seed,
             data_seed=seed,
         )
-        trainer = SFTTrainer(
-            model=policy.model,
-            args=settings,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=policy.tokenizer,
-            callbacks=[Record()],
-        )
+        common = {"model": policy.model, "processing_class": policy.tokenizer, "callbacks": [Record()]}
+        if policy.seq2seq:
+            ends = [len(r["input_ids"]) - sum(r["completion_mask"]) for r in rows]
+            pairs = [{"input_ids": r["input_ids"][:n], "labels": r["input_ids"][n:]} for r, n in zip(rows, ends, strict=True)]
+            collator = DataCollatorForSeq2Seq(policy.tokenizer)
+            trainer = Trainer(
+                **common, args=TrainingArguments(**shared), train_dataset=Dataset.from_list(pairs), data_collator=collator
+            )
+        else:
+            settings = SFTConfig(**shared, completion_only_loss=True, max_length=None, packing=False)
+            trainer = SFTTrainer(**common, args=settings, train_dataset=Dataset.from_list(rows))
         trainer.train()
         steps = trainer.state.global_step
     policy.model.eval()

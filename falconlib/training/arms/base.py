@@ -1,0 +1,3 @@
+"""Base: the pretrained model, zero-shot. Nothing is trained."""
+
+ARMS = {"base": ("the pretrained model", None)}
