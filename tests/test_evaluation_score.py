@@ -11,6 +11,7 @@ from falconlib.evaluation import (
     Sample,
     compare_rows,
     evaluation_card,
+    in_short,
     load_samples,
     save_samples,
     score,
@@ -213,3 +214,32 @@ def test_compare_rows_without_counterpart_or_number():
         compare_rows([a[0], a[0]], b)
     with pytest.raises(FalconError, match="could not convert"):
         compare_rows([table("n/a", 0, 1)], b)
+
+
+@pytest.mark.parametrize(
+    "status, ends, hidden",
+    [
+        ("fail", ("fail", "pass", "pass"), True),
+        ("pass", ("pass", "pass", "pass"), True),
+        ("fail", ("pass", "pass", "fail"), False),
+        ("fail", ("fail", "pass"), False),
+        ("timeout", ("pass", "pass", "pass"), False),
+        (INFRA_ERROR, (), None),
+    ],
+)
+def test_hidden_tests_are_judged_by_themselves(status, ends, hidden):
+    task = Task("t", "toy", "test", "One.", "one", ("a", "b", "c"), visible=1)
+    report = Report(status, tuple(TestResult(i, i, end, i == 0) for i, end in enumerate(ends)), 3, loaded=True)
+    assert score.passed_hidden(task, status, report) is hidden
+    assert score.passed_hidden(replace(task, visible=3), status, report) is None, "nothing is hidden"
+
+
+def test_a_refused_pass_has_no_hidden_pass_either():
+    task = Task("t", "toy", "test", "One.", "one", ("a", "b"), visible=1)
+    assert score.passed_hidden(task, "fail", Report(INFRA_ERROR)) is False
+
+
+def test_compare_says_how_many_rows_chance_puts_outside():
+    rows = [{"verdict": v} for v in ["within"] * 18 + ["outside"] * 2 + ["only in A", "unknown"]]
+    assert in_short(rows) == "2 of 20 rows outside the expected range; chance alone explains about 1.0; 2 rows not comparable"
+    assert in_short(rows[-2:]) == "nothing to compare: no row is in both runs with its interval"

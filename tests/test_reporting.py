@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +17,9 @@ from falconlib.errors import FalconError
 from falconlib.evaluation.score import Sample, save_samples
 from falconlib.files import JsonLines, canonical, read_json, sha256, write_json, write_text
 from falconlib.reporting import figures, report, run, start, tables
+from falconlib.reporting.pairs import planned_contrasts
+
+REPO = Path(__file__).resolve().parents[1]
 
 
 def begin(tmp_path, notebook="04_long_term_memory", **changes):
@@ -216,7 +220,7 @@ def train(tmp_path) -> Path:
         write_json(folder / "run.json", facts)
         if arm == "falcon":
             save_samples(folder / "samples-ltm.jsonl.gz", [sample(i, 0, "pass", True) for i in range(4)])
-            write_json(folder / "budget.json", {"completions": 8 + 2 * seed, "trained_tokens": 100})
+            write_json(folder / "budget.json", {"completions": 8 + 2 * seed, "programs": 5, "trained_tokens": 100})
             JsonLines(folder / "metrics.jsonl").append({"step": 1, "reward": 0.5, "errors": {"NameError": 1}})
         if arm != "grpo":
             write_json(folder / "manifest.json", {})
@@ -226,6 +230,7 @@ def train(tmp_path) -> Path:
 def test_the_main_table_has_exactly_its_columns(train):
     frame = tables.main_table(train, draws=200)
     names = "benchmark mode arm metric value ci_low ci_high seeds n completions trained_tokens wall_s configs_tried device"
+    names += " executed by_seed"
     assert " ".join(frame.columns) == names
     assert frame[["arm", "mode", "value", "seeds", "n"]].values.tolist() == [
         ["base", "zero-shot", 0.25, 1, 4],
@@ -234,6 +239,7 @@ def test_the_main_table_has_exactly_its_columns(train):
     ]
     falcon = frame.iloc[1]
     assert (falcon.completions, falcon.trained_tokens, falcon.wall_s, falcon.configs_tried) == (9.0, 100.0, 10.5, 2.0)
+    assert (falcon.executed, falcon.by_seed) == (5.0, "0.5000 0.7500")
     assert pd.isna(frame.iloc[0].completions), "unknown is not zero"
     assert (frame.ci_low <= frame.value).all() and (frame.value <= frame.ci_high).all() and frame.ci_high.max() <= 1
 
@@ -249,6 +255,44 @@ def test_the_main_table_is_the_same_twice_and_prints(train, tmp_path):
         tables.as_text(one)
 
 
+def test_the_same_samples_are_counted_in_other_ways(train):
+    """MBPP on its hidden asserts, problems near the training tasks left out, modes sampled later, the search: beside train/."""
+    mbpp = [replace(sample(i, 0, "pass" if i == 0 else "fail", True, "mbpp"), hidden=i < 2) for i in range(4)]
+    unknown = replace(sample(4, 0, "infra_error", True, "mbpp"), hidden=None)
+    save_samples(train.parent / "modes/falcon-s0/samples-stm-adapt.jsonl.gz", [*mbpp, unknown])
+    write_text(train.parent / "01_tasks/leakage.csv", "set,task,nearest,cosine\nh,humaneval/0,b/1,0.95\nh,humaneval/1,b/1,0.9\n")
+    for lr in (1e-4, 3e-4, 3e-4):
+        JsonLines(train.parent / "search/search.jsonl").append({"arm": "falcon", "lr": lr})
+    frame = tables.main_table(train, draws=200)
+    rows = frame.set_index(["benchmark", "mode", "arm"])
+    assert rows.loc[("mbpp", "+STM adapt", "falcon"), ["value", "seeds", "n"]].tolist() == [0.25, 1, 4]
+    assert rows.loc[("mbpp" + tables.HIDDEN, "+STM adapt", "falcon"), ["value", "n"]].tolist() == [0.5, 4]
+    assert rows.loc[("humaneval" + tables.FAR, "zero-shot", "base"), ["value", "n"]].tolist() == [0.0, 3], "only above 0.9"
+    assert "mbpp" + tables.FAR not in set(frame["benchmark"]), "nothing of it was left out"
+    assert set(frame[frame["arm"] == "falcon"]["configs_tried"]) == {2}
+    assert set(tables.plain(frame)["benchmark"]) == {"humaneval", "mbpp"} == set(frame["benchmark"][: len(tables.plain(frame))])
+    assert "hidden" not in tables.markdown(tables.summary(frame))
+
+
+def test_the_committed_tables_rebuild_from_the_committed_samples_byte_for_byte():
+    for folder in [path for path in (REPO / "results/reference").iterdir() if (path / "tables/main.csv").is_file()]:
+        text = (folder / "tables/main.csv").read_text(encoding="utf-8")
+        again = tables.main_table(folder / "train")
+        shown = again[text.split("\n", 1)[0].split(",")]  # columns came later that older tables lack
+        assert shown.to_csv(index=False, lineterminator="\n") == text, folder.name
+        contrasts = folder / "tables/contrasts.csv"
+        if contrasts.is_file():
+            runs = {
+                arm: tables.mode_samples(own).get("zero-shot", []) for arm, own in tables.training_runs(folder / "train").items()
+            }
+            assert planned_contrasts(runs).to_csv(index=False, lineterminator="\n") == contrasts.read_text(), folder.name
+
+
+def test_a_table_of_an_earlier_version_is_still_read(train, tmp_path):
+    old = tables.write_csv(tables.main_table(train, draws=100)[tables.NEEDED], tmp_path / "old.csv")
+    assert len(tables.read_main(old)) == 3 and tables.NEEDED[-1] == "device"
+
+
 def test_metrics_of_all_runs_in_one_table(train):
     frame = tables.metrics_table(train)
     assert frame.to_dict("records") == [{"arm": "falcon", "seed": s, "step": 1, "reward": 0.5} for s in (0, 1)]
@@ -258,6 +302,7 @@ def test_metrics_of_all_runs_in_one_table(train):
 
 def test_markdown_leaves_the_unknown_empty():
     frame = pd.DataFrame({"a": ["x|y", "z"], "b": [0.12345, None]})
+    assert tables.markdown(frame.astype({"a": "string"}).replace("z", pd.NA)).endswith("|  |  |\n")
     assert tables.markdown(frame) == "| a | b |\n| --- | --- |\n| x\\|y | 0.123 |\n| z |  |\n"
 
 
@@ -302,6 +347,14 @@ def test_series_differ_by_marker_as_well_as_by_colour():
         == len({mark for _, mark in styles.values()})
         == 8
     )
+
+
+@pytest.mark.parametrize("groups", [1, 3, 7])
+def test_many_panels_stay_as_wide_as_a_page(groups):
+    row = {"mode": "zero-shot", "arm": "base", "metric": "greedy", "value": 0.5, "ci_low": 0.2, "ci_high": 0.8, "n": 4}
+    figure = figures.pass_rates(pd.DataFrame([{"benchmark": f"b{i}", **row} for i in range(groups)]))
+    assert len(figure.axes) == groups and figure.get_figwidth() <= 14 and all(axis.get_title() for axis in figure.axes)
+    figures.plt.close(figure)
 
 
 # -- report

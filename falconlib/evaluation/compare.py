@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from falconlib.errors import FalconError
 from falconlib.evaluation.stats import newcombe
 
+Marks = tuple[float, float, float]  # value, ci_low, ci_high
 KEYS = ("benchmark", "mode", "arm", "metric")  # what names a row of tables/main.csv; the ones a table lacks are left blank
 
 
@@ -22,34 +24,41 @@ def compare_rows(run_a: Sequence[Mapping[str, Any]], run_b: Sequence[Mapping[str
     one, two = by_key(run_a, "A"), by_key(run_b, "B")
     rows = []
     for key in dict.fromkeys([*one, *two]):
-        a, b = one.get(key), two.get(key)
-        row = dict(zip(KEYS, key, strict=True)) | {
-            "a": a and a[0],
-            "b": b and b[0],
-            "difference": None,
-            "low": None,
-            "high": None,
-        }
-        if a is None or b is None:
-            row["verdict"] = "only in B" if a is None else "only in A"
-        elif None in a or None in b:
+        (a, a_marks), (b, b_marks) = one.get(key, (None, None)), two.get(key, (None, None))
+        row: dict[str, Any] = dict(zip(KEYS, key, strict=True)) | {"a": a, "b": b, "difference": None, "low": None, "high": None}
+        if key not in one or key not in two:
+            row["verdict"] = "only in B" if key not in one else "only in A"
+        elif a_marks is None or b_marks is None:
             row["verdict"] = "unknown"
         else:
-            low, high = newcombe(b, a)
-            row |= {"difference": b[0] - a[0], "low": low, "high": high, "verdict": "within" if low <= 0 <= high else "outside"}
+            low, high = newcombe(b_marks, a_marks)
+            difference = b_marks[0] - a_marks[0]
+            row |= {"difference": difference, "low": low, "high": high, "verdict": "within" if low <= 0 <= high else "outside"}
         rows.append(row)
     return rows
 
 
-def by_key(rows: Sequence[Mapping[str, Any]], run: str) -> dict[tuple[str, ...], tuple[float | None, ...]]:
-    """(value, ci_low, ci_high) by key; blank cells are None."""
-    found: dict[tuple[str, ...], tuple[float | None, ...]] = {}
+def in_short(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the verdicts of `compare_rows` say together: chance alone puts up to one row in twenty outside."""
+    counts = Counter(row["verdict"] for row in rows)
+    known = counts["within"] + counts["outside"]
+    if not known:
+        return "nothing to compare: no row is in both runs with its interval"
+    told = f"{counts['outside']} of {known} rows outside the expected range; chance alone explains about {0.05 * known:.1f}"
+    return told + (f"; {len(rows) - known} rows not comparable" if known < len(rows) else "")
+
+
+def by_key(rows: Sequence[Mapping[str, Any]], run: str) -> dict[tuple[str, ...], tuple[float | None, Marks | None]]:
+    """value and (value, ci_low, ci_high) by key; None where a cell is blank."""
+    found: dict[tuple[str, ...], tuple[float | None, Marks | None]] = {}
     for row in rows:
         key = tuple(str(row.get(name, "")) for name in KEYS)
         if key in found:
             raise FalconError(f"run {run} holds the row {' '.join(key)} twice", "compare tables with one row per key")
         try:
-            found[key] = tuple(None if row.get(n) in (None, "") else float(row[n]) for n in ("value", "ci_low", "ci_high"))
+            cells = [float(row[n]) for n in ("value", "ci_low", "ci_high") if row.get(n) not in (None, "")]
         except ValueError as error:
             raise FalconError(f"run {run}, row {' '.join(key)}: {error}", "value, ci_low and ci_high are numbers") from error
+        value = cells[0] if row.get("value") not in (None, "") else None
+        found[key] = (value, (cells[0], cells[1], cells[2]) if len(cells) == 3 else None)
     return found

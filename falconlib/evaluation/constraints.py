@@ -95,8 +95,10 @@ def depth(node: ast.AST) -> int:
     """How many compound statements lie inside one another at most; an elif lies beside its if."""
     inner = 0
     for child in ast.iter_child_nodes(node):
-        beside = isinstance(node, ast.If) and [child] == node.orelse and isinstance(child, ast.If)
-        inner = max(inner, depth(child) - (beside and child.col_offset == node.col_offset))
+        nested = depth(child)
+        if isinstance(node, ast.If) and isinstance(child, ast.If) and [child] == node.orelse:
+            nested -= child.col_offset == node.col_offset
+        inner = max(inner, nested)
     return inner + isinstance(node, NESTING)
 
 

@@ -1,6 +1,6 @@
-"""Benchmark runs: prompts, completions and verdicts of a policy, zero-shot or with long-term memory opened read-only.
+"""Benchmark runs: prompts, completions and verdicts of a policy, zero-shot or in a test-time mode (see `modes`).
 
-Sampling and greedy decoding are separate samples of one task. Nothing is trained and no memory is written.
+Sampling and greedy decoding are separate samples of one task. theta is not trained, and memory is opened read-only.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from tqdm.auto import tqdm
 from falconlib import config, prompts
 from falconlib.config import Profile
 from falconlib.errors import FalconError, did_you_mean
-from falconlib.evaluation.score import Sample, evaluation_card, save_samples, score_samples, summarise
+from falconlib.evaluation import modes
+from falconlib.evaluation.score import FILES, Sample, evaluation_card, save_samples, score_samples, summarise
 from falconlib.files import write_json
 from falconlib.judge import Judge
 from falconlib.memory.long_term import LongTermMemory
+from falconlib.policy.fast_weights import Deltas
 from falconlib.policy.generate import Row, generate
 from falconlib.policy.models import Policy, load_policy
 from falconlib.policy.states import recall_from
@@ -30,14 +32,13 @@ from falconlib.tasks import load_tasks
 if TYPE_CHECKING:
     import pandas as pd
 
-MODES = ("zero-shot", "+LTM")
-FILES = {"zero-shot": "samples.jsonl.gz", "+LTM": "samples-ltm.jsonl.gz"}  # as in a training run's folder
+MODES = {mode.lower().lstrip("+").replace(" ", "-"): mode for mode in FILES}  # as the command line spells them
 COLUMNS = ("mode", "benchmark", "metric", "value", "ci_low", "ci_high", "n", "completions", "timeouts", "unknown")
 
 
-def benchmark_tasks(profile: Profile, name: str) -> list[Task]:
+def benchmark_tasks(profile: Profile, name: str, split: str = "test") -> list[Task]:
     """The evaluated tasks of a benchmark: its test split, at most `tasks.eval_limit` of them, drawn by `tasks.seed`."""
-    return load_tasks(name, "test", profile.tasks.eval_limit, profile.tasks.seed)
+    return load_tasks(name, split, profile.tasks.eval_limit, profile.tasks.seed)
 
 
 def evaluate(
@@ -48,6 +49,7 @@ def evaluate(
     judge: Judge | None = None,
     *,
     benchmarks: Sequence[str] = (),
+    split: str = "test",
     mode: str = "zero-shot",
     memory: Path | None = None,
     progress: bool = True,
@@ -55,32 +57,44 @@ def evaluate(
     """Greedy and sampled completions of the benchmarks' tasks, with verdicts.
 
     Args:
-        seed: of the random streams. benchmarks: names or paths ((): the profile's). mode: "zero-shot" or "+LTM".
-        memory: file of the long-term memory that "+LTM" recalls from; it is opened read-only.
+        seed: of the random streams. benchmarks: names or paths ((): the profile's). split: of them. mode: one of FILES.
+        memory: file of the long-term memory that "+LTM" and "+LTM adapt" recall from; it is opened read-only.
 
     Raises:
-        FalconError: unknown mode or benchmark, "+LTM" without a memory file.
+        FalconError: unknown mode or benchmark, a mode with LTM without a memory file, one that adapts without adapters.
     """
-    if mode not in MODES:
-        raise did_you_mean("mode", mode, MODES)
-    if mode == "+LTM":
-        check_memory(memory)
-    chosen = {name: benchmark_tasks(profile, name) for name in benchmarks or profile.tasks.benchmarks}
+    if mode not in FILES:
+        raise did_you_mean("mode", mode, FILES)
+    chosen = {name: benchmark_tasks(profile, name, split) for name in benchmarks or profile.tasks.benchmarks}
     everything = [task for tasks in chosen.values() for task in tasks]
-    long = None
-    if mode == "+LTM":
-        long = recall_from(memory, profile.model)  # its file names its embedder
-        long.blocklist(everything)
+    problems = [(name, task) for name, tasks in chosen.items() for task in tasks]
+    long = recall_from(check_memory(memory), profile.model) if "LTM" in mode else None  # its file names its embedder
     try:
-        conductor = Conductor(policy, sandbox, judge, profile, seed, long)
-        samples = complete(conductor, [(name, t) for name, tasks in chosen.items() for t in tasks], seed, mode, progress)
+        if long is not None:
+            long.blocklist(everything)
+        conductor = Conductor(policy, sandbox, judge, config.override(profile, {"reward.ai": False}), seed, long)
+        # a problem's fast weights are kept while it is answered: only so many at once
+        size = max(1, profile.train.tasks if mode in ("+LTM adapt", "+STM adapt") else len(problems))
+        parts = [problems[start : start + size] for start in range(0, len(problems), size)]
+        samples = [s for part in parts for s in answered(conductor, part, seed, mode, progress)]
     finally:
         if long is not None:
             long.close()
     return score_samples(everything, samples, sandbox, judge, progress=False)
 
 
-def complete(conductor: Conductor, problems: Sequence[tuple[str, Task]], seed: int, mode: str, progress: bool) -> list[Sample]:
+def answered(conductor: Conductor, problems: Sequence[tuple[str, Task]], seed: int, mode: str, progress: bool) -> list[Sample]:
+    """The unscored samples of (benchmark, task) pairs in this mode; only tests that prompts show are run."""
+    tasks = [task for _, task in problems]
+    practice = modes.practise(conductor, tasks) if mode in ("+STM adapt", "best-of-K") else []
+    deltas = modes.deltas_for(conductor, tasks, mode, practice) if mode in ("+LTM adapt", "+STM adapt") else None
+    samples = complete(conductor, problems, seed, mode, progress, deltas)
+    return modes.best_of(conductor, samples, tasks, practice) if mode == "best-of-K" else samples
+
+
+def complete(
+    conductor: Conductor, problems: Sequence[tuple[str, Task]], seed: int, mode: str, progress: bool, deltas: Deltas | None = None
+) -> list[Sample]:
     """The unscored samples of (benchmark, task) pairs: one greedy and `eval.samples` sampled ones per task, in task order.
 
     All benchmarks share the batches: a batch costs little more than its longest row.
@@ -88,17 +102,17 @@ def complete(conductor: Conductor, problems: Sequence[tuple[str, Task]], seed: i
     settings = conductor.profile.eval
     rendered = [p for p, _, _ in conductor.prompts([t for _, t in problems], mode == "+LTM")]
     texts, found = [p.text for p in rendered], []
-    plans = [(True, [Row(i, 0) for i in range(len(problems))])]
+    plans = [(True, [Row(i, 0, i) for i in range(len(problems))])]
     if settings.samples:
         each = range(settings.samples)
-        rows = [Row(i, stream_seed(seed, 0, f"eval|{t.task_id}", k)) for i, (_, t) in enumerate(problems) for k in each]
+        rows = [Row(i, stream_seed(seed, 0, f"eval|{t.task_id}", k), i) for i, (_, t) in enumerate(problems) for k in each]
         plans.append((False, rows))
     for greedy, rows in plans:
         with tqdm(total=len(rows), desc=f"{mode} {'greedy' if greedy else 'sampled'}", disable=not progress) as bar:
             completions = generate(
                 conductor.policy, texts, rows,
                 max_new_tokens=settings.max_new_tokens, temperature=0.0 if greedy else settings.temperature,
-                top_p=settings.top_p, stop=prompts.STOP, progress=bar.update,
+                top_p=settings.top_p, stop=prompts.STOP, progress=bar.update, deltas=deltas,
             )  # fmt: skip
         for place, (row, c) in enumerate(zip(rows, completions, strict=True)):
             benchmark, task = problems[row.prompt]
@@ -126,7 +140,7 @@ def run_eval(
 
     Args:
         model: embedded name, "tiny", hub id or folder. adapter: folder of LoRA adapters. tasks: set names (their test
-            splits) or JSONL files. modes: "zero-shot", "+LTM" ("ltm" will do). memory: long-term memory for +LTM, read-only.
+            splits) or JSONL files. modes: of FILES, or as in MODES. memory: long-term memory of the modes with LTM, read-only.
         samples: per task, besides greedy. limit: at most so many tasks of each set, drawn by seed 0 (0: all).
         base: every other setting (temperature, tokens, limits ...); None: the defaults.
         out: folder for samples*.jsonl.gz and card.json; None writes nothing.
@@ -140,7 +154,7 @@ def run_eval(
     import pandas as pd
 
     chosen = list(dict.fromkeys(mode_name(mode) for mode in modes))
-    if "+LTM" in chosen:
+    if any("LTM" in mode for mode in chosen):
         check_memory(memory)
     profile = model_profile(model, samples, limit, base)
     everything = [task for name in dict.fromkeys(tasks) for task in benchmark_tasks(profile, name)]
@@ -152,7 +166,7 @@ def run_eval(
     rows, cards, notes, ks = [], {}, [], (1, 5, 10)
     with Sandbox(profile.sandbox) as sandbox:
         for mode in chosen:
-            recalled = memory if mode == "+LTM" else None
+            recalled = memory if "LTM" in mode else None
             found = evaluate(policy, profile, seed, sandbox, benchmarks=tasks, mode=mode, memory=recalled, progress=progress)
             rows += [{"mode": mode, **row} for row in summarise([found], ks, draws=profile.eval.bootstrap)]
             notes += unjudged(mode, tasks, found)
@@ -183,10 +197,10 @@ def unjudged(mode: str, benchmarks: Sequence[str], samples: Sequence[Sample]) ->
 
 def mode_name(mode: str) -> str:
     """ "ltm", "LTM", "+ltm" -> "+LTM". Raises FalconError for an unknown mode."""
-    name = "+LTM" if mode.lower().lstrip("+") == "ltm" else mode
+    name = mode.lower().lstrip("+").replace(" ", "-")
     if name not in MODES:
-        raise did_you_mean("mode", mode, ("zero-shot", "ltm"))
-    return name
+        raise did_you_mean("mode", mode, MODES)
+    return MODES[name]
 
 
 def model_profile(model: str, samples: int, limit: int = 0, base: Profile | None = None) -> Profile:
@@ -197,12 +211,13 @@ def model_profile(model: str, samples: int, limit: int = 0, base: Profile | None
     return config.override(base or Profile(), {"model.name": model, "eval.samples": samples, "tasks.eval_limit": limit})
 
 
-def check_memory(memory: Path | None) -> None:
-    """Raises FalconError unless the file is there."""
+def check_memory(memory: Path | None) -> Path:
+    """The path. Raises FalconError unless the file is there."""
     if memory is None or not memory.is_file():
         raise FalconError(
             f"there is no long-term memory at {memory}", "--memory FILE, e.g. train/falcon-s0/memory.sqlite of a run"
         )
+    return memory
 
 
 def content_hash(memory: Path | None) -> str | None:

@@ -1,6 +1,6 @@
 """Preferences: five dimensions of a program in the manner of CODAL-Bench, graded and compared by any judge backend.
 
-Static grades are tables over what programs can measure; a model's grade never exceeds them by more than 1, and for
+Static grades are tables over what programs can measure; a model's grade, once bounded, never exceeds them by more than 1, and for
 instruction following not at all where the instructions can be checked. Pairs are shown to a model in both orders, and a
 preference that does not survive the exchange, or that contradicts a static difference of 2 or more, counts as none. Nothing
 is run: every dimension grades form, and a program that keeps all instructions may still compute nothing.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +23,13 @@ from falconlib.errors import FalconError
 from falconlib.evaluation.constraints import depth, docstrings, functions, names, satisfied, tokens
 from falconlib.evaluation.stats import paired_difference, wilson
 from falconlib.files import canonical, write_json, write_text
-from falconlib.judge import Chat, StaticJudge, open_chat
+from falconlib.judge import CachedChat, StaticJudge, open_chat
 from falconlib.judge.model import GRADES, INTRODUCTION, answer_shape, aspects, fenced, question, undressed, wanted
 from falconlib.judge.static import grade, parse
 from falconlib.records import Task
 from falconlib.tasks import load_tasks
 from falconlib.tasks.files import DATA, SUFFIXES, field, find, read_rows
+from falconlib.watch import addressed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +42,12 @@ FIELDS = {
     "style": "layout, naming and idiom: 2 exemplary, 1 good, 0 passable, -1 poor",
 }
 DIMENSIONS = tuple(FIELDS)
-DRESSED = ("explanation",)  # the dimensions for which a pair is shown with its comments and docstrings
+# which dimensions are asked about together, and how their programs are shown: comments and docstrings are for the explanation
+# only, everything else is judged as ModelJudge shows it
+SHOWN: tuple[tuple[tuple[str, ...], Callable[[str], str]], ...] = (
+    (("explanation",), str),
+    (tuple(d for d in DIMENSIONS if d != "explanation"), undressed),
+)
 FAULTS_TABLE = ((0, 2), (1, 1), (2, 0))  # faults -> grade; more give -1
 
 Grades = dict[str, int | None]  # dimension -> -1..2, None when unknown
@@ -94,9 +100,10 @@ def static_grades(answers: Sequence[tuple[Wish, str]]) -> list[Grades]:
         tree = parse(code)
         instruction = math.floor(3 * sum(kept) / len(kept)) - 1 if kept else None
         if tree is None:
-            found.append(dict.fromkeys(DIMENSIONS, -1) | {"instruction": -1 if kept else None})
+            found.append({d: -1 if kept or d != "instruction" else None for d in DIMENSIONS})
             continue
         explanation, readability = (grade(f(tree, code), FAULTS_TABLE) for f in (unexplained, unreadable))
+        explanation = -1 if addressed(code) else explanation  # a speech to the judge explains nothing
         values = (instruction, explanation, scores.complexity, readability, scores.style)
         found.append(dict(zip(DIMENSIONS, values, strict=True)))
     return found
@@ -112,40 +119,43 @@ def unexplained(tree: Any, code: str) -> int:
 def unreadable(tree: Any, code: str) -> int:
     """Faults of readability: a line over 88 characters, nesting deeper than 3, a function over 25 lines, a name of one letter
     other than the usual operands, counters and coordinates."""
-    long = any(f.end_lineno - f.lineno >= 25 for f in functions(tree))
+    long = any((f.end_lineno or f.lineno) - f.lineno >= 25 for f in functions(tree))
     short = any(len(name) == 1 for name in names(tree) - set("_abijknxyz"))
     return sum([max(map(len, code.splitlines())) > 88, depth(tree) > 3, long, short])
 
 
-def model_grades(chat: Chat, answers: Sequence[tuple[Wish, str]]) -> list[Grades]:
-    """Grades by a model, which sees docstrings and comments (fenced), bounded by the static grades.
-
-    None without an answer, and for text that does not parse: it is not asked about.
-    """
-    found = static_grades(answers)
-    prompts = {i: question(FIELDS, wanted(wish.task), code) for i, (wish, code) in enumerate(answers) if parse(code) is not None}
-    replies = dict(zip(prompts, chat.choose(list(prompts.values()), DIMENSIONS, GRADES), strict=True))
-    for i, grades in enumerate(found):
-        rooms = {d: 2 if g is None else g + (d != "instruction") for d, g in grades.items()}
-        reply = replies.get(i)
-        found[i] = {d: None if reply is None else min(int(reply[d]), rooms[d]) for d in DIMENSIONS}
+def model_grades(chat: CachedChat, answers: Sequence[tuple[Wish, str]]) -> list[Grades]:
+    """What a model says, not yet `bounded`, asked as SHOWN. None without an answer, and for text that does not parse: it is not
+    asked about."""
+    found: list[Grades] = [dict.fromkeys(DIMENSIONS) for _ in answers]
+    whole = [i for i, (_, code) in enumerate(answers) if parse(code) is not None]
+    for dimensions, shown in SHOWN:
+        rubric = {d: FIELDS[d] for d in dimensions}
+        prompts = [question(rubric, wanted(answers[i][0].task), shown(answers[i][1])) for i in whole]
+        for i, reply in zip(whole, chat.choose(prompts, dimensions, GRADES), strict=True):
+            found[i] |= {d: int(reply[d]) for d in dimensions} if reply is not None else {}
     return found
 
 
-def compared(chat: Chat, pairs: Sequence[tuple[Wish, str, str]]) -> list[Any]:
+def bounded(claimed: Grades, static: Grades) -> Grades:
+    """A model's grades, at most the static ones + 1, for instruction following at most the static one where it is known."""
+    rooms = {d: 2 if g is None else g + (d != "instruction") for d, g in static.items()}
+    return {d: None if g is None else min(g, rooms[d]) for d, g in claimed.items()}
+
+
+def compared(chat: CachedChat, pairs: Sequence[tuple[Wish, str, str]]) -> list[Any]:
     """Per (wish, before, after) and dimension the preference shown in either order, 1 for after, -1 for before, 0 for neither.
 
-    Programs are shown as ModelJudge shows them, without comments and docstrings but for the dimension that is about them. A
-    vote against a static difference of 2 or more is none. Not asked about: equal texts (0), and a text that does not parse
-    (it loses; two of them are unknown). A dimension without an answer is missing.
+    Programs are SHOWN as for their grades. A vote against a static difference of 2 or more is none. Not asked about: equal texts
+    (0), and a text that does not parse (it loses; two of them are unknown). A dimension without an answer is missing.
     """
-    one, two = (static_grades([(pair[0], pair[side]) for pair in pairs]) for side in (1, 2))
+    one, two = static_grades([(wish, b) for wish, b, _ in pairs]), static_grades([(wish, a) for wish, _, a in pairs])
     whole = [(parse(before) is not None, parse(after) is not None) for _, before, after in pairs]
     found: list[dict[str, list[int]]] = [
         {d: [after - before] * 2 for d in DIMENSIONS} if before != after else {} for before, after in whole
     ]
     signs = {"A": -1, "B": 1, "tie": 0}
-    for dimensions, shown in ((DRESSED, str), (tuple(d for d in DIMENSIONS if d not in DRESSED), undressed)):
+    for dimensions, shown in SHOWN:
         texts = {i: (shown(b), shown(a)) for i, (_, b, a) in enumerate(pairs) if all(whole[i])}
         asked = [i for i, (before, after) in texts.items() if before != after]
         orders = [pair_question(pairs[i][0], dimensions, *programs) for i in asked for programs in (texts[i], texts[i][::-1])]
@@ -163,7 +173,7 @@ def compared(chat: Chat, pairs: Sequence[tuple[Wish, str, str]]) -> list[Any]:
 
 def credible(vote: int, before: int | None, after: int | None) -> int:
     """The vote (1 for after, -1 for before), 0 when it contradicts a static difference of 2 or more."""
-    return 0 if None not in (before, after) and vote * (after - before) <= -2 else vote
+    return 0 if before is not None and after is not None and vote * (after - before) <= -2 else vote
 
 
 def pair_question(asked: Wish, dimensions: Sequence[str], first: str, second: str) -> str:
@@ -174,26 +184,30 @@ def pair_question(asked: Wish, dimensions: Sequence[str], first: str, second: st
     return f"{INTRODUCTION}{rubric}\n\nTask: {wanted(asked.task)}\n\n{programs}\n\n{last}"
 
 
-def judged(wishes: Sequence[Wish], before: Sequence[str], after: Sequence[str], chat: Chat | None) -> list[dict[str, Any]]:
+def judged(wishes: Sequence[Wish], before: Sequence[str], after: Sequence[str], chat: CachedChat | None) -> list[dict[str, Any]]:
     """One row per wish, as JSON data: task_id, before, after (programs), grades and pairs by judge.
 
-    grades[judge] = [grades before, grades after]; pairs[judge] = what `compared` says. Judges: "static" and that of `chat`.
+    grades[judge] = [grades before, grades after]; claimed[judge] = likewise, as the model said them, before they are bounded;
+    pairs[judge] = what `compared` says. Judges: "static" and that of `chat`.
     """
-    one, two = ([(w, code) for w, code in zip(wishes, side, strict=True)] for side in (before, after))
-    graders = {"static": static_grades}
-    if chat is not None:
-        graders[chat.name] = lambda answers: model_grades(chat, answers)
-    grades = {name: list(zip(grader(one), grader(two), strict=True)) for name, grader in graders.items()}
+    sides = [list(zip(wishes, side, strict=True)) for side in (before, after)]
+    grades = {"static": [static_grades(side) for side in sides]}
+    claimed: dict[str, list[list[Grades]]] = {}
     known = [
-        {d: [(a[d] > b[d]) - (a[d] < b[d])] * 2 for d in DIMENSIONS if None not in (b[d], a[d])} for b, a in grades["static"]
+        {d: [(y > x) - (y < x)] * 2 for d in DIMENSIONS if (x := b[d]) is not None and (y := a[d]) is not None}
+        for b, a in zip(*grades["static"], strict=True)
     ]
     pairs: dict[str, list[Any]] = {"static": known}
     if chat is not None:
-        pairs[chat.name] = compared(chat, [(w, b, a) for (w, b), (_, a) in zip(one, two, strict=True)])
+        claimed[chat.name] = [model_grades(chat, side) for side in sides]
+        both = zip(claimed[chat.name], grades["static"], strict=True)
+        grades[chat.name] = [[bounded(c, g) for c, g in zip(*side, strict=True)] for side in both]
+        pairs[chat.name] = compared(chat, list(zip(wishes, before, after, strict=True)))
     return [
         {
             "task_id": w.task.task_id, "before": before[i], "after": after[i],
-            "grades": {name: list(found[i]) for name, found in grades.items()},
+            "grades": {name: [side[i] for side in found] for name, found in grades.items()},
+            "claimed": {name: [side[i] for side in found] for name, found in claimed.items()},
             "pairs": {name: found[i] for name, found in pairs.items()},
         }
         for i, w in enumerate(wishes)
@@ -207,7 +221,8 @@ def differences(rows: Sequence[dict[str, Any]], judge: str, draws: int = 10000, 
     """After - before by one judge, per dimension: means, difference with its 95 % interval (paired by prompt), n, unknown;
     better, same, worse and swayed by pairs; preferred: better among the decided pairs, with Wilson's interval.
 
-    swayed: pairs whose preference did not survive the exchange of positions; they count as same.
+    swayed: pairs whose preference did not survive the exchange of positions; they count as same. unpaired: pairs without an
+    answer, which count as nothing.
     """
     import pandas as pd
 
@@ -217,6 +232,7 @@ def differences(rows: Sequence[dict[str, Any]], judge: str, draws: int = 10000, 
         votes = [row["pairs"][judge][d] for row in rows if d in row["pairs"][judge]]
         better, worse = (sum(vote == [side, side] for vote in votes) for side in (1, -1))
         counts = {"better": better, "same": len(votes) - better - worse, "worse": worse, "swayed": sum(x != y for x, y in votes)}
+        counts["unpaired"] = len(rows) - len(votes)
         entry: dict[str, Any] = {"judge": judge, "dimension": d, "before": None, "after": None, "difference": None}
         entry |= {"ci_low": None, "ci_high": None, "p": None, "n": len(grades), "unknown": len(rows) - len(grades), **counts}
         if grades:
@@ -237,23 +253,33 @@ def differences(rows: Sequence[dict[str, Any]], judge: str, draws: int = 10000, 
 
 
 def agreement(rows: Sequence[dict[str, Any]], one: str, two: str) -> pd.DataFrame:
-    """How far two judges agree, one row per dimension, over all programs that both graded: n, share of equal grades with Wilson's
-    interval, Cohen's kappa with quadratic weights (None when a judge gave one grade only), mean difference one - two.
+    """How far a model `two` agrees with the static judge `one`, one row per dimension, over all programs that both graded.
+
+    What the model said is compared, before the bound, which would make any two judges alike: n, share of equal, lower and
+    higher grades (the equal ones with Wilson's interval), Cohen's kappa with quadratic weights (None when a judge gave one grade
+    only), mean difference one - two; bounded: how many of the n the bound then lowered. Rows without what it said are unknown.
     """
     import pandas as pd
 
     table = []
     for d in DIMENSIONS:
-        both = [(a[d], b[d]) for row in rows for a, b in zip(row["grades"][one], row["grades"][two], strict=True)]
-        known = np.array([pair for pair in both if None not in pair], dtype=float).reshape(-1, 2)
-        n, same = len(known), int((known[:, 0] == known[:, 1]).sum())
+        both = [
+            (a[d], b[d], c[d])
+            for row in rows
+            for a, b, c in zip(row["grades"][one], row.get("claimed", {}).get(two, ()), row["grades"][two], strict=False)
+        ]
+        known = np.array([grades for grades in both if None not in grades], dtype=float).reshape(-1, 3)
+        static, said, kept = known.T
+        n, same = len(known), int((static == said).sum())
         low, high = wilson(same, n)
         row = {"judges": f"{one}, {two}", "dimension": d, "n": n, "same": same / n if n else None, "ci_low": low, "ci_high": high}
-        varied = n > 0 and (np.ptp(known, axis=0) > 0).all()
-        chance = ((known[:, :1] - known[:, 1]) ** 2).mean() if varied else 1.0
-        row["kappa"] = 1 - ((known[:, 0] - known[:, 1]) ** 2).mean() / chance if varied else None
-        table.append(row | {"mean_difference": (known[:, 0] - known[:, 1]).mean() if n else None})
-    return pd.DataFrame(table).astype({"same": float, "kappa": float, "mean_difference": float})
+        row |= {"lower": (said < static).mean() if n else None, "higher": (said > static).mean() if n else None}
+        varied = n > 0 and np.ptp(static) > 0 and np.ptp(said) > 0
+        row["kappa"] = 1 - ((static - said) ** 2).mean() / ((static[:, None] - said) ** 2).mean() if varied else None
+        row |= {"mean_difference": (static - said).mean() if n else None, "bounded": int((kept < said).sum()) if n else None}
+        table.append(row)
+    floats = ("same", "lower", "higher", "kappa", "mean_difference")
+    return pd.DataFrame(table).astype(dict.fromkeys(floats, float) | {"bounded": "Int64"})
 
 
 # ---- a run

@@ -23,13 +23,21 @@ from falconlib.feedback import NO_SCORES, make_feedback
 from falconlib.files import write_bytes
 from falconlib.judge import Judge
 from falconlib.prompts import STOP
-from falconlib.records import INFRA_ERROR, Scores, Task, from_dict, to_dict, to_json
+from falconlib.records import INFRA_ERROR, Report, Scores, Task, from_dict, to_dict, to_json
 from falconlib.sandbox import Sandbox, program_for
 from falconlib.tasks import fingerprint, version
 from falconlib.tasks.files import read_rows
 
 BROKEN = "BrokenTests"  # begins the error_class of a sample that its task's tests could not judge; the reason follows
 REFUSED = "IntegrityError"  # error_class of a failed sample whose pass the program itself could have forged
+
+FILES = {  # mode -> file with its scored samples
+    "zero-shot": "samples.jsonl.gz",
+    "+LTM": "samples-ltm.jsonl.gz",
+    "+LTM adapt": "samples-ltm-adapt.jsonl.gz",
+    "+STM adapt": "samples-stm-adapt.jsonl.gz",
+    "best-of-K": "samples-best-of-k.jsonl.gz",
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,8 @@ class Sample:
     index: number of the sample among those of its task; greedy: whether it was decoded greedily. completion: what the
     model said; code: the program in it. tokens: generated tokens (None when unknown). status: None until scored, then
     one of STATUSES or INFRA_ERROR; pass_ratio, error_class, scores: as in Feedback, but for an infra_error the class says
-    why there is no verdict; a refused pass is a fail of the class REFUSED, so that nobody gains by one.
+    why there is no verdict; a refused pass is a fail of the class REFUSED, so that nobody gains by one. hidden: whether it
+    passed every test that the prompt did not show, whatever became of the shown ones; None when the prompt shows none or all.
     """
 
     task_id: str
@@ -53,6 +62,7 @@ class Sample:
     pass_ratio: float | None = None
     error_class: str = ""
     scores: Scores = NO_SCORES
+    hidden: bool | None = None
 
 
 def score_samples(
@@ -78,11 +88,23 @@ def score_samples(
     scored = []
     for sample, report, found in zip(samples, reports, scores, strict=True):
         f = make_feedback(report, sample.code, found)
-        kind = report.error.type if report.status == INFRA_ERROR and report.error else f.error_class
-        kind += f": {report.error.message}" if kind == BROKEN else ""
+        kind = f.error_class
+        if report.status == INFRA_ERROR and report.error:
+            kind = report.error.type + (f": {report.error.message}" if report.error.type == BROKEN else "")
         status = "fail" if kind == REFUSED else f.status
-        scored.append(replace(sample, status=status, pass_ratio=f.pass_ratio, error_class=kind, scores=f.scores))
+        hidden = passed_hidden(known[sample.task_id], status, report)
+        scored.append(replace(sample, status=status, pass_ratio=f.pass_ratio, error_class=kind, scores=f.scores, hidden=hidden))
     return scored
+
+
+def passed_hidden(task: Task, status: str, report: Report) -> bool | None:
+    """Whether every test that the prompt does not show has run and passed; None without verdict, or when it shows none or all."""
+    if status == INFRA_ERROR or not 0 < task.visible < len(task.tests):
+        return None
+    failed = {t.snippet for t in report.tests if t.status != "pass"}
+    passed = {t.snippet for t in report.tests} - failed
+    blamed = status == "pass" or failed  # else the run failed where no single test did: nothing is known to be right
+    return bool(blamed) and passed >= set(range(task.visible, len(task.tests)))
 
 
 def save_samples(path: Path, samples: Sequence[Sample]) -> Path:
@@ -105,8 +127,8 @@ def summarise(
     """One row per benchmark and metric ("greedy", "pass@k"), from the scored samples of one run per training seed.
 
     Row: benchmark, metric, value, ci_low, ci_high (95 %), interval (its method), seeds, n (problems), completions,
-    timeouts (among the completions), unknown (completions without a verdict). A problem enters when every seed has
-    verdicts enough for it: one greedy, or k samples; a metric that no problem has samples for has no row.
+    timeouts (among the completions), unknown (completions without a verdict), by_seed (each seed's value). A problem enters
+    when every seed has verdicts enough for it: one greedy, or k samples; a metric that no problem has samples for has no row.
     seed: of the bootstrap. Raises FalconError for unscored samples and for seeds that were run on different problems.
     """
     rows = []
@@ -131,9 +153,15 @@ def summarise(
                     "completions": len(statuses),
                     "timeouts": statuses.count("timeout"),
                     "unknown": statuses.count(INFRA_ERROR),
+                    "by_seed": by_seed(matrix),
                 }
             )
     return rows
+
+
+def by_seed(matrix: np.ndarray) -> str:
+    """The mean of each seed's row, in the order of the seeds: "0.1250 0.1875"."""
+    return " ".join(f"{value:.4f}" for value in matrix.mean(axis=1))
 
 
 def score_matrix(runs: Sequence[Sequence[Sample]], k: int) -> np.ndarray:

@@ -22,13 +22,15 @@ CHUNK = 2_000_000  # numbers drawn at a time: bounds the memory of a bootstrap
 @dataclass(frozen=True)
 class Interval:
     """An estimate with its interval. method: "wilson", "bootstrap" (problems), "bootstrap-seeds" (seeds, then problems),
-    "newcombe" (difference of two Wilson intervals). p: two-sided p-value of a difference against 0, else None."""
+    "newcombe" (difference of two Wilson intervals). p: two-sided p-value of a difference against 0, else None. se: standard
+    error of a difference, over the draws or from the interval's width."""
 
     value: float
     low: float
     high: float
     method: str
     p: float | None = None
+    se: float | None = None
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -76,7 +78,7 @@ def bootstrap_interval(matrix: Any, draws: int, rng: np.random.Generator, level:
     """
     data = checked(matrix)
     means = np.concatenate([draw_means(data, part, rng) for part in chunks(data.shape[1], draws)])
-    return quantiles(means, level)
+    return quantiles(np.clip(means, 0, 1), level)
 
 
 def paired_difference(a: Any, b: Any, draws: int, rng: np.random.Generator, level: float = 0.95) -> Interval:
@@ -101,12 +103,24 @@ def paired_difference(a: Any, b: Any, draws: int, rng: np.random.Generator, leve
     if low == high:
         n = one.shape[1]
         marks = [(float(m.mean()), *wilson(float(m.mean()) * n, n, level)) for m in (one, two)]
-        return Interval(value, *newcombe(*marks), "newcombe")
-    if len(one) == len(two) == 1 and np.isin([one, two], (0, 1)).all():
-        return Interval(value, low, high, "bootstrap", mcnemar(one[0], two[0]))
+        low, high = newcombe(*marks)
+        return Interval(value, low, high, "newcombe", None, (high - low) / 2 / NormalDist().inv_cdf(0.5 + level / 2))
+    single, se = len(one) == len(two) == 1, float(differences.std())
+    if single and np.isin([one, two], (0, 1)).all():
+        return Interval(value, low, high, "bootstrap", mcnemar(one[0], two[0]), se)
     sides = [int((differences <= 0).sum()), int((differences >= 0).sum())]
     p = min(1.0, 2 * (min(sides) + 1) / (draws + 1))
-    return Interval(value, low, high, "bootstrap" if len(one) == len(two) == 1 else "bootstrap-seeds", p)
+    return Interval(value, low, high, "bootstrap" if single else "bootstrap-seeds", p, se)
+
+
+def detectable(se: float | None, comparisons: int = 1, power: float = 0.8, level: float = 0.95) -> float | None:
+    """The smallest true difference that a two-sided test finds with this power: (z_(1 - a/2m) + z_power) * se, a = 1 - level.
+
+    m: comparisons that share the error; the first step of Holm's procedure is the hardest, and it is the one meant here.
+    None for an unknown standard error (of a comparison that was not made).
+    """
+    z = NormalDist().inv_cdf
+    return None if se is None else (z(1 - (1 - level) / 2 / comparisons) + z(power)) * se
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
@@ -156,12 +170,18 @@ def chunks(problems: int, draws: int) -> list[int]:
 
 
 def draw_means(data: np.ndarray, draws: int, rng: np.random.Generator, problems: np.ndarray | None = None) -> np.ndarray:
-    """Means [draws] of the matrix over drawn seeds and drawn problems (`problems` [draws, P]; drawn here when None)."""
+    """Means [draws] of the matrix over drawn seeds and drawn problems (`problems` [draws, P]; drawn here when None).
+
+    S drawn seeds vary (S - 1)/S as much as new seeds would: at 3 seeds two equal arms then differ "significantly" in 10 % of
+    all cases (simulated) instead of 5 %. So the seeds' distance from their mean is stretched by sqrt(S / (S - 1)) first.
+    """
     seeds, count = data.shape
     if problems is None:
         problems = rng.integers(count, size=(draws, count))
     if seeds == 1:
         return data[0][problems].mean(axis=1)
+    middle = data.mean(axis=0)
+    data = middle + (data - middle) * (seeds / (seeds - 1)) ** 0.5
     weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
     return np.take_along_axis(weights @ data, problems, axis=1).mean(axis=1)
 

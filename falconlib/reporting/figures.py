@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -22,7 +23,7 @@ from falconlib.reporting.tables import write_csv
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HATCHES = ("", "//", "..", "xx", "\\\\", "++")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 10,
     "axes.labelsize": 10,
@@ -55,9 +56,13 @@ def save(figure: Figure, stem: Path, frame: pd.DataFrame) -> None:
 
 
 def _panels(count: int, width: float = 4.6, height: float = 3.2, **options) -> tuple[Figure, list]:
+    across = min(count, 3)  # more side by side would be too small to read on a page
+    down = -(-count // across)
     with matplotlib.rc_context(STYLE):
-        figure, axes = plt.subplots(1, count, figsize=(width * count, height), squeeze=False, **options)
-    return figure, list(axes[0])
+        figure, axes = plt.subplots(down, across, figsize=(width * across, height * down), squeeze=False, **options)
+    for axis in list(axes.flat)[count:]:
+        axis.remove()
+    return figure, list(axes.flat)[:count]
 
 
 def look(names: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -93,7 +98,7 @@ def pass_rates(frame: pd.DataFrame) -> Figure:
     frame: a main table (tables.MAIN).
     """
     groups = list(frame.groupby(["benchmark", "metric"], sort=False))
-    figure, axes = _panels(len(groups), sharey=True)
+    figure, axes = _panels(len(groups), height=max(3.2, 1.2 + 0.28 * frame["arm"].nunique()), sharey=True)
     arms, styles = list(dict.fromkeys(frame["arm"])), look(list(dict.fromkeys(frame["mode"])))
     for axis, ((benchmark, metric), part) in zip(axes, groups, strict=True):
         for shift, (mode, (colour, marker)) in enumerate(styles.items()):

@@ -7,13 +7,13 @@ verdicts and unjudged programs are left out on both sides and counted.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from falconlib.evaluation.score import Sample, score_matrix
-from falconlib.evaluation.stats import holm, paired_difference
+from falconlib.evaluation.score import Sample, by_seed, score_matrix
+from falconlib.evaluation.stats import detectable, holm, paired_difference
 from falconlib.records import INFRA_ERROR
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 Runs = Sequence[Sequence[Sample]]  # the scored samples of one arm, one list per training seed
 ASPECTS = ("style", "complexity", "instruction")
 PASSES = ["comparison", "benchmark", "metric", "difference", "ci_low", "ci_high", "p", "p_holm", "n", "dropped"]
+PLANNED = ("grpo", "rltf", "rft", "falcon-inner", "falcon-ltm")  # what FALCON is compared with, fixed before the first run
+CONTRASTS = ["comparison", "benchmark", "metric", "difference", "ci_low", "ci_high", "p", "p_holm", "tests", "detectable"]
+CONTRASTS += ["first_seeds", "second_seeds", "n", "samples", "dropped"]
 SCORES = ["comparison", "aspect", "before", "after", "difference", "ci_low", "ci_high", "p", "p_holm", "better", "same", "worse"]
 SCORES += ["n", "not_loaded", "unjudged"]
 
@@ -34,20 +37,52 @@ def pass_differences(
     pairs: name of the comparison -> its two arms. n: problems compared; dropped: those without enough verdicts on both
     sides. p: two-sided, None when no draw differs; p_holm: adjusted for all rows. seed: of the bootstrap.
     """
-    rows = []
-    for name, (one, two) in pairs.items():
-        for benchmark in dict.fromkeys(s.benchmark for run in one for s in run):
-            for metric, k in [("greedy", 0), *((f"pass@{k}", k) for k in ks)]:
-                runs = [[s for s in run if s.benchmark == benchmark and s.greedy == (k == 0)] for run in [*one, *two]]
-                kept = decided(runs, max(k, 1))
-                if not kept:
-                    continue
-                runs_kept = [[s for s in run if s.task_id in kept] for run in runs]
-                first, second = score_matrix(runs_kept[: len(one)], k), score_matrix(runs_kept[len(one) :], k)
-                dropped = len({s.task_id for run in runs for s in run}) - len(kept)
-                found = paired_difference(first, second, draws, np.random.default_rng(seed))
-                rows.append([name, benchmark, metric, found.value, found.low, found.high, found.p, len(kept), dropped])
-    return adjusted(rows, [c for c in PASSES if c != "p_holm"], PASSES)
+    rows = [row for name, (one, two) in pairs.items() for row in differences(name, one, two, ks, draws, seed)]
+    return adjusted([[row[c] for c in PASSES if c != "p_holm"] for row in rows], [c for c in PASSES if c != "p_holm"], PASSES)
+
+
+def differences(name: str, one: Runs, two: Runs, ks: Sequence[int], draws: int, seed: int) -> Iterator[dict[str, Any]]:
+    """The comparison `name` of two arms, one dict per benchmark and metric: PASSES without p_holm, CONTRASTS, and se."""
+    for benchmark in dict.fromkeys(s.benchmark for run in one for s in run):
+        for metric, k in [("greedy", 0), *((f"pass@{k}", k) for k in ks)]:
+            runs = [[s for s in run if s.benchmark == benchmark and s.greedy == (k == 0)] for run in [*one, *two]]
+            kept = decided(runs, max(k, 1))
+            if not kept:
+                continue
+            runs_kept = [[s for s in run if s.task_id in kept] for run in runs]
+            first, second = score_matrix(runs_kept[: len(one)], k), score_matrix(runs_kept[len(one) :], k)
+            found = paired_difference(first, second, draws, np.random.default_rng(seed))
+            yield {
+                **{"comparison": name, "benchmark": benchmark, "metric": metric, "difference": found.value},
+                **{"ci_low": found.low, "ci_high": found.high, "p": found.p, "se": found.se, "n": len(kept)},
+                "dropped": len({s.task_id for run in runs for s in run}) - len(kept),
+                "samples": round(len(runs_kept[0]) / len(kept)),
+                **{"first_seeds": by_seed(first), "second_seeds": by_seed(second)},
+            }
+
+
+def planned_contrasts(arms: Mapping[str, Runs], ks: Sequence[int] = (1, 5), draws: int = 10000, seed: int = 0) -> pd.DataFrame:
+    """FALCON against each arm of PLANNED, one row (columns CONTRASTS) per benchmark and metric, as decided before any run.
+
+    arms: zero-shot runs by arm. All rows of one metric are one family of m tests: p_holm is adjusted for m, and `detectable`
+    is the difference that 80 % of such studies (these seeds, problems and samples) find at 5 % / m. A planned arm that was not
+    run, or has no p, keeps its row and counts in m as p = 1: leaving it out may not make the others significant.
+    """
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    falcon = arms.get("falcon", ())
+    cells = [(row["benchmark"], row["metric"]) for row in differences("", falcon, falcon, ks, 1, seed)]
+    for other in PLANNED:
+        name = f"falcon - {other}"
+        found = differences(name, falcon, arms[other], ks, draws, seed) if other in arms else ()
+        known = {(row["benchmark"], row["metric"]): row for row in found}
+        rows += [known.get(cell, {"comparison": name, "benchmark": cell[0], "metric": cell[1]}) for cell in cells]
+    for family in [[row for row in rows if row["metric"] == metric] for metric in dict.fromkeys(m for _, m in cells)]:
+        for row, p in zip(family, holm([1.0 if row.get("p") is None else row["p"] for row in family]), strict=True):
+            row |= {"p_holm": None if row.get("p") is None else p, "tests": len(family)}
+            row["detectable"] = detectable(row.get("se"), len(family))
+    return pd.DataFrame(rows, columns=CONTRASTS).astype(dict.fromkeys(("n", "samples", "dropped"), "Int64"))
 
 
 def decided(runs: Runs, need: int) -> set[str]:

@@ -20,17 +20,8 @@ from falconlib.reporting.run import REPO, results_root
 from falconlib.reporting.tables import markdown, read_main, summary
 
 START, END = "<!-- results:start -->", "<!-- results:end -->"
-NOT_PUBLISHED = (
-    "checkpoints",
-    "prepared",
-    "attempt.json",
-    "log.txt",
-    "run.lock",
-    ".ipynb_checkpoints",
-    "*.sqlite-wal",
-    "*.sqlite-shm",
-    "*.faiss*",
-)
+NOT_PUBLISHED: tuple[str, ...] = ("checkpoints", "prepared", "attempt.json", "log.txt", "run.lock", ".ipynb_checkpoints")
+NOT_PUBLISHED += ("*.sqlite-wal", "*.sqlite-shm", "*.faiss*")
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}
 table{border-collapse:collapse;display:block;overflow-x:auto;margin:1rem 0}

@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -173,11 +174,22 @@ class Stage:
                 if not file.is_file() or not file.resolve().is_relative_to(self.root.resolve()):
                     raise FalconError(f"output {output} of {self.key} is no file below {self.root}", "write it before finish()")
                 hashes[file.relative_to(self.root).as_posix()] = sha256(file)
-        self.facts |= {"wall_s": round(time.perf_counter() - self.began, 3), "device": device(), "complete": True}
+        self.facts |= {
+            "wall_s": round(time.perf_counter() - self.began, 3),
+            "peak_mb": peak_mb(),
+            "device": device(),
+            "complete": True,
+        }
         self._write_run()
         key = self.handed.get("key") or {"parameters": self.parameters}
         manifest = {"stage": self.key, "token": self.handed.get("token"), **key, "read": self.inputs, "outputs": hashes}
         write_json(self.folder / "manifest.json", manifest)
+        if copy := os.environ.get("FALCON_COPY"):  # Google Drive: too slow and too loosely locked to work in
+            with disk_errors(Path(copy)):
+                for name in [*hashes, f"{self.key}/run.json", f"{self.key}/manifest.json"]:
+                    target = Path(copy) / "runs" / self.profile.name / name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(self.root / name, target)
 
     def _write_run(self) -> None:
         write_json(self.folder / "run.json", {"stage": self.key, **self.facts})
@@ -211,6 +223,7 @@ def provenance(profile: Profile, parameters: dict[str, Any], command: str) -> di
         "data": None,
         "sandbox": None,
         "wall_s": None,
+        "peak_mb": None,
         "complete": False,
     }
 
@@ -257,6 +270,13 @@ def device() -> str:
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
     return f"cpu: {name}"
+
+
+def peak_mb() -> int:
+    """The most memory (MB) that this process has held at once, its children aside."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def die_with_parent() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +18,14 @@ from falconlib.files import read_json, write_text
 if TYPE_CHECKING:
     import pandas as pd
 
+    from falconlib.evaluation.score import Sample
+
 MAIN = [
     *("benchmark", "mode", "arm", "metric", "value", "ci_low", "ci_high", "seeds", "n"),
-    *("completions", "trained_tokens", "wall_s", "configs_tried", "device"),
+    *("completions", "trained_tokens", "wall_s", "configs_tried", "device", "executed", "by_seed"),
 ]
-# mode -> file in train/<arm>-s<seed>/ that holds the scored samples (evaluation.save_samples)
-SAMPLES = {
-    "zero-shot": "samples.jsonl.gz",
-    "+LTM": "samples-ltm.jsonl.gz",
-    "+LTM adapt": "samples-ltm-adapt.jsonl.gz",
-    "+STM adapt": "samples-stm-adapt.jsonl.gz",
-}
+NEEDED = MAIN[: MAIN.index("device") + 1]  # what a table of an earlier version has as well
+HIDDEN, FAR = " (hidden asserts)", " (cosine <= 0.9)"  # of a benchmark's name: the same samples, counted another way
 
 
 def training_runs(train: Path) -> dict[str, list[Path]]:
@@ -45,29 +43,66 @@ def training_runs(train: Path) -> dict[str, list[Path]]:
     return {arm: [folder for _, folder in sorted(found[arm])] for arm in order}
 
 
+def mode_samples(folders: Sequence[Path]) -> dict[str, list[list[Sample]]]:
+    """mode -> the samples of each seed; modes that were sampled after training lie in modes/ beside train/."""
+    from falconlib.evaluation.score import FILES, load_samples
+
+    found = {}
+    for mode, name in FILES.items():
+        places = [[f / name, f.parent.parent / "modes" / f.name / name] for f in folders]
+        files = [next((p for p in own if p.is_file()), None) for own in places]
+        found[mode] = [load_samples(file) for file in files if file is not None]
+    return {mode: runs for mode, runs in found.items() if runs}
+
+
 def main_table(train: Path, draws: int = 10000, seed: int = 0) -> pd.DataFrame:
     """The main table with the columns MAIN, one row per benchmark, mode, arm and metric.
 
-    value, ci_low, ci_high: in [0, 1] (95 %). n: problems. completions, trained_tokens, wall_s: what one seed's training
-    and evaluation cost, mean over seeds. configs_tried: of the arm (run.json). Unknown cells are empty.
+    value, ci_low, ci_high: in [0, 1] (95 %). n: problems. completions, executed, trained_tokens, wall_s: what one seed's
+    training cost (the seconds with its evaluation), mean over seeds; executed: distinct programs. configs_tried: of the arm, in
+    the search or by run.json. by_seed: each seed's value. Unknown cells are empty. Rows of `views` come last.
 
     Args:
         train: folder of the training runs. draws, seed: of the bootstrap.
     """
     import pandas as pd
 
-    from falconlib.evaluation.score import load_samples, summarise
+    from falconlib.evaluation.score import summarise
 
-    rows = []
+    rows, close = [], too_close(train)
     for arm, folders in training_runs(train).items():
         cost = costs(folders)
-        for mode, name in SAMPLES.items():
-            runs = [load_samples(folder / name) for folder in folders if (folder / name).is_file()]
-            for row in summarise(runs, draws=draws, seed=seed) if runs else ():
+        for mode, runs in mode_samples(folders).items():
+            for row in summarise([[*run, *views(run, close)] for run in runs], draws=draws, seed=seed):
                 rows.append({**row, "mode": mode, "arm": arm, **cost})
     frame = pd.DataFrame(rows, columns=MAIN)
-    benchmarks = list(dict.fromkeys(frame["benchmark"]))
-    return frame.sort_values("benchmark", key=lambda column: column.map(benchmarks.index), kind="stable", ignore_index=True)
+    names = list(dict.fromkeys(frame["benchmark"]))
+    names = [n for n in names if "(" not in n] + [n for n in names if "(" in n]
+    return frame.sort_values("benchmark", key=lambda column: column.map(names.index), kind="stable", ignore_index=True)
+
+
+def views(run: Sequence[Sample], close: set[str]) -> list[Sample]:
+    """The same samples counted in other ways, as benchmarks of their own: MBPP on its two hidden asserts alone (the prompt shows
+    the third), and each benchmark that has problems in `close` without them."""
+    known = [s for s in run if s.benchmark == "mbpp" and s.hidden is not None]
+    touched = {s.benchmark for s in run if s.task_id in close}
+    far = [s for s in run if s.benchmark in touched and s.task_id not in close]
+    hidden = [replace(s, benchmark="mbpp" + HIDDEN, status="pass" if s.hidden else "fail") for s in known]
+    return hidden + [replace(s, benchmark=s.benchmark + FAR) for s in far]
+
+
+def too_close(train: Path) -> set[str]:
+    """Held-out tasks whose nearest training task has a cosine above 0.9, as notebook 01 measured; none when it has not run."""
+    path = Path(train).parent / "01_tasks" / "leakage.csv"
+    if not path.is_file():
+        return set()
+    with open(path, encoding="utf-8", newline="") as source:
+        return {row["task"] for row in csv.DictReader(source) if float(row["cosine"] or 0) > 0.9}
+
+
+def plain(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a main table without those of `views`."""
+    return frame[~frame["benchmark"].str.endswith((HIDDEN, FAR))]
 
 
 def costs(folders: Sequence[Path]) -> dict[str, Any]:
@@ -78,9 +113,19 @@ def costs(folders: Sequence[Path]) -> dict[str, Any]:
         "completions": _mean([b.get("completions") for b in budgets]),
         "trained_tokens": _mean([b.get("trained_tokens") for b in budgets]),
         "wall_s": _mean([run["wall_s"] for run in runs]),
-        "configs_tried": max((run["configs_tried"] for run in runs if run.get("configs_tried")), default=None),
+        "configs_tried": tried(folders) or max((run["configs_tried"] for run in runs if run.get("configs_tried")), default=None),
+        "executed": _mean([b.get("programs") for b in budgets]),
         "device": ", ".join(dict.fromkeys(run["device"] for run in runs)),
     }
+
+
+def tried(folders: Sequence[Path]) -> int:
+    """How many configurations the committed search (evaluation.search) tried for this arm."""
+    from falconlib.files import JsonLines
+
+    log = folders[0].parent.parent / "search" / "search.jsonl"
+    arm = folders[0].name.rpartition("-s")[0]
+    return len({row["lr"] for row in JsonLines(log).rows() if row["arm"] == arm})
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -111,8 +156,10 @@ def write_csv(frame: pd.DataFrame, path: Path) -> Path:
 def markdown(frame: pd.DataFrame, digits: int = 3) -> str:
     """A DataFrame as a Markdown table; floats with `digits` digits, empty cells for the unknown."""
 
+    import pandas as pd
+
     def cell(value: Any) -> str:
-        if value is None or value != value:
+        if pd.isna(value):  # None, NaN and pd.NA, which has no truth value
             return ""
         return f"{value:.{digits}f}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")
 
@@ -122,6 +169,7 @@ def markdown(frame: pd.DataFrame, digits: int = 3) -> str:
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """The main table for readers: one row per arm and mode, one column per benchmark and metric, percent with interval."""
+    frame = plain(frame)
     shown = frame.assign(
         cell=[
             f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
@@ -141,8 +189,8 @@ def read_main(path: Path) -> list[dict[str, str]]:
         raise FalconError(f"{path} is missing", "give a run folder such as results/runs/quick, made by: falconlib run")
     with open(path, encoding="utf-8", newline="") as source:
         rows = list(csv.DictReader(source))
-    if not rows or set(MAIN) - set(rows[0]):
-        raise FalconError(f"{path} is no main table with the columns {', '.join(MAIN)}", "falconlib run --only 07")
+    if not rows or set(NEEDED) - set(rows[0]):
+        raise FalconError(f"{path} is no main table with the columns {', '.join(NEEDED)}", "falconlib run --only 07")
     return rows
 
 
