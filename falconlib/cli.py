@@ -107,6 +107,7 @@ def _add_rest(command: Any, menu: Any) -> None:
 def parser() -> argparse.ArgumentParser:
     """All commands with their options."""
     top = argparse.ArgumentParser(prog="falconlib", description="FALCON: code models, reinforcement learning, two memories")
+    top.epilog = "Exit codes: 0 done, 1 a stage or a check failed, 2 bad input (with its remedy), 130 interrupted."
     top.add_argument("--version", action="version", version=__version__)
     menu = top.add_subparsers(required=True, metavar="command")
 
@@ -122,11 +123,13 @@ def parser() -> argparse.ArgumentParser:
     new.add_argument("--force", action="store_true", help="run them even when they are up to date")
     new.add_argument("--dry-run", action="store_true", help="say what would run")
     new.add_argument("--why", action="store_true", help="say what would run, with every reason")
+    new.add_argument("--jobs", type=int, default=1, metavar="N", help="so many notebooks at once, such as the arms of 06")
     new.add_argument("--prepare", metavar="NAME", help="write this notebook with its parameters filled in, to open in JupyterLab")
     _add_set(new)
 
     new = command("doctor", commands.doctor, "what this machine has and lacks, with remedies")
     new.add_argument("--profile", default="quick", help="whose needs are checked (default: quick)")
+    _add_set(new)
 
     new = command("train", commands.train, "train one arm without a notebook")
     new.add_argument("--arm", required=True, help=", ".join(ARMS))
@@ -137,13 +140,13 @@ def parser() -> argparse.ArgumentParser:
     new = command("eval", commands.evaluate, "generate, execute, and score with intervals")
     new.epilog = (
         "Judges of --preferences: --set judge.backend=static (default), local (judge.model: a hub id or folder) or openai, a "
-        "server: FALCON_JUDGE_BASE_URL, FALCON_JUDGE_MODEL, FALCON_JUDGE_API_KEY, FALCON_JUDGE_PER_MINUTE. judge.cache=FILE "
-        "keeps its answers."
+        "server: FALCON_JUDGE_BASE_URL, FALCON_JUDGE_MODEL, FALCON_JUDGE_API_KEY, FALCON_JUDGE_PER_MINUTE, "
+        "FALCON_JUDGE_SAMPLING. judge.cache=FILE keeps its answers."
     )
     new.add_argument("--profile", help="take model, task sets, sizes and limits from this profile (default: none)")
     new.add_argument("--model", help="embedded name, hub id or folder (default: SmolLM2-135M-Instruct)")
     new.add_argument("--tasks", help="comma-separated task sets or JSONL files (default: humaneval)")
-    new.add_argument("--mode", default="zero-shot", help="comma-separated: zero-shot, ltm")
+    new.add_argument("--mode", default="zero-shot", help="comma-separated: zero-shot, ltm, ltm-adapt, stm-adapt, best-of-k")
     new.add_argument(
         "--preferences", action="store_true", help="grade the form of answers without and with --adapter; judges: see below"
     )

@@ -38,7 +38,7 @@ def _value(name: str, text: str) -> Any:
         fields = {f.name: f for f in dataclasses.fields(node)} if dataclasses.is_dataclass(node) else {}
         if part not in fields:
             raise did_you_mean("parameter", name, _names())
-        kind, node = fields[part].type, getattr(node, part)
+        kind, node = str(fields[part].type), getattr(node, part)
     if dataclasses.is_dataclass(node):
         raise FalconError(f"parameter {name} is a group of settings", f"--set {name}.<name>=value")
     try:
@@ -71,6 +71,8 @@ def run(options: argparse.Namespace) -> int:
     from falconlib import workflow
     from falconlib.graph import Workflow, select
 
+    if options.jobs < 1:
+        raise FalconError(f"--jobs {options.jobs}: at least 1 is expected", "--jobs 2")
     settings = parse_settings(options.set)
     command = " ".join(["falconlib run --profile", options.profile, *(f"--set {pair}" for pair in options.set)])
     flow = Workflow(options.profile, settings, command=command)
@@ -83,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
         for line in workflow.plan(flow, steps, options.force, options.why):
             echo(line)
         return 0
-    code = workflow.run(flow, steps, options.force, echo=echo, live=sys.stdout.isatty())
+    code = workflow.run(flow, steps, options.force, echo=echo, live=sys.stdout.isatty(), jobs=options.jobs)
     table = flow.root / "tables" / "main.csv"
     if code == 0 and table.is_file():
         from falconlib.reporting.tables import as_text
@@ -95,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
 def doctor(options: argparse.Namespace) -> int:
     from falconlib import doctor as checks
 
-    rows = checks.examine(options.profile)
+    rows = checks.examine(options.profile, parse_settings(options.set))
     echo(checks.as_text(rows))
     return 1 if any(row.state == "missing" and row.needed for row in rows) else 0
 
@@ -216,10 +218,11 @@ def score(options: argparse.Namespace) -> int:
 
 
 def compare(options: argparse.Namespace) -> int:
-    from falconlib.evaluation import compare_rows
+    from falconlib.evaluation import compare_rows, in_short
     from falconlib.reporting.tables import read_main
 
     rows = compare_rows(read_main(options.run_a), read_main(options.run_b))
+    echo(in_short(rows))
     for row in rows:
         name = " ".join(str(row[key]) for key in ("benchmark", "mode", "arm", "metric"))
         numbers = ""

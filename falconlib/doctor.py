@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ctypes.util
+import dataclasses
 import importlib.metadata
 import importlib.util
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from falconlib.config import Profile, load_profile
 from falconlib.errors import FalconError
@@ -28,9 +33,9 @@ class Row:
     needed: bool = True
 
 
-def examine(profile_name: str) -> list[Row]:
-    """All checks for a profile. Raises FalconError for an unknown one; a check that breaks is a row, not an end."""
-    profile = load_profile(profile_name)
+def examine(profile_name: str, overrides: dict[str, Any] | None = None) -> list[Row]:
+    """All checks for a profile with overrides. Raises FalconError for unknown ones; a check that breaks is a row, not an end."""
+    profile = load_profile(profile_name, overrides)
     checks: dict[str, Callable[[Profile], Row]] = {
         "Python": python,
         "torch": torch_row,
@@ -39,9 +44,10 @@ def examine(profile_name: str) -> list[Row]:
         "libseccomp2": seccomp_row,
         "ruff": lambda p: tool_row("ruff"),
         "complexipy": lambda p: tool_row("complexipy"),
+        "judge": judge_row,
         "model": model_row,
         "MiniLM": minilm_row,
-        **{f"tasks: {name}": lambda p, name=name: tasks_row(p, name) for name in ("basics", "humaneval", "mbpp")},
+        **{f"tasks: {name}": partial(tasks_row, name=name) for name in ("basics", "humaneval", "mbpp")},
         "results": results_row,
         "disk": disk_row,
         "memory": memory_row,
@@ -127,6 +133,31 @@ def tool_row(name: str) -> Row:
         return Row(name, "OK", importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
         return Row(name, "missing", "not installed; the static judge needs it", "make setup")
+
+
+def judge_row(profile: Profile) -> Row:
+    """The configured judge and whether it can be used: a model is looked for, a server's door is knocked at; none is asked."""
+    from falconlib.judge import open_chat
+    from falconlib.judge.server import ServerChat
+    from falconlib.policy.embedded import NAME
+
+    judge = profile.judge
+    if judge.replay:
+        with open_chat(judge, load=str):
+            return Row("judge", "OK", f"{judge.backend}: the answers of {judge.cache}")
+    if judge.backend == "local":
+        row = model_row(dataclasses.replace(profile, model=dataclasses.replace(profile.model, name=judge.model or NAME)))
+        return dataclasses.replace(row, name="judge", detail=f"local: {row.detail}")
+    if judge.backend == "openai":
+        address = ServerChat(judge.model).identity["address"]
+        url = urlsplit(address)
+        try:
+            socket.create_connection((url.hostname, url.port or {"http": 80, "https": 443}[url.scheme]), timeout=3).close()
+        except OSError as error:
+            remedy = "start that server or mend FALCON_JUDGE_BASE_URL, or --set judge.backend=static"
+            return Row("judge", "missing", f"openai: {address} does not answer: {error}", remedy)
+        return Row("judge", "OK", f"openai: {address} answers")
+    return Row("judge", "OK", "static: ruff, complexipy and the syntax tree; no model")
 
 
 def minilm_row(profile: Profile) -> Row:

@@ -11,7 +11,10 @@ import errno
 import hashlib
 import json
 import os
+import re
+import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +80,29 @@ def read_json(path: Path) -> dict[str, Any]:
         raise FalconError(f"{path} cannot be read: {error}", "delete it and run its stage again") from error
     if not isinstance(data, dict):
         raise FalconError(f"{path} holds {type(data).__name__}, not an object", "delete it and run its stage again")
+    return data
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in `path`, {} when it is empty. Raises FalconError when it is broken, holds no settings, or an integer that
+    means another number than it looks like: to YAML 012 is ten and 1:30 ninety."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    def integer(loader: Loader, node: yaml.ScalarNode) -> int:
+        if not re.fullmatch(r"[-+]?(0|[1-9][0-9]*)", node.value):
+            raise FalconError(f"{path.name}: {node.value} is no plain integer", "write decimal digits, or quotes for a text")
+        return int(node.value)
+
+    Loader.add_constructor("tag:yaml.org,2002:int", integer)
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
+    except yaml.YAMLError as error:
+        raise FalconError(f"{path.name} is no valid YAML: {error}", f"mend {path.name}") from error
+    if not isinstance(data, dict):
+        raise FalconError(f"{path.name} holds {type(data).__name__}, not settings", f"mend {path.name}")
     return data
 
 
@@ -153,3 +179,15 @@ class JsonLines:
         """Keeps the rows with row["step"] <= step: what a checkpoint of that step knows of."""
         kept = [canonical(row) + "\n" for row in self.rows() if row["step"] <= step]
         write_text(self.path, "".join(kept))
+
+
+def write_ahead(db: sqlite3.Connection) -> None:
+    """Switches to WAL. SQLite does not wait for others here, and several processes may make one new file at once."""
+    for left in reversed(range(200)):
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if not left or "locked" not in str(error):
+                raise
+            time.sleep(0.05)

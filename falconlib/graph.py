@@ -51,7 +51,9 @@ GRAPH = (
     Node("04_long_term_memory", writes=("tables/retrieval.csv",)),
     Node("05_short_term_memory_and_inner_loop", writes=_figure("inner_loop")),
     Node("06_train", writes=("{stage}/samples.jsonl.gz",), grid=True),
-    Node("07_benchmarks", needs=("06_train",), writes=("tables/main.csv", *_figure("pass_at_k"))),
+    Node(
+        "07_benchmarks", needs=("01_tasks", "06_train"), writes=("tables/main.csv", "tables/contrasts.csv", *_figure("pass_at_k"))
+    ),
     Node("08_ablations", needs=("06_train",), writes=("tables/ablations.csv", *_figure("ablations"))),
     Node("09_preferences", needs=("06_train",), writes=("tables/preferences.csv",)),
     Node(
@@ -89,7 +91,8 @@ def steps_of(graph: tuple[Node, ...], profile: Profile) -> list[Step]:
         arms = [arm for arm in ("base", "sft") if arm in profile.arms or (arm == "sft" and trained)] + trained
         for seed in profile.seeds:
             for arm in dict.fromkeys(arms):
-                after = (stage_key(node.name, "sft", seed),) if arm in trained else ()
+                after: tuple[str, ...] = (stage_key(node.name, "sft", seed),) if arm in trained else ()
+                after += (stage_key(node.name, "falcon", seed),) if arm == "grpo-time" else ()  # whose time it may take
                 found.append(Step(node, stage_key(node.name, arm, seed), needs + after, arm, seed))
     return found
 
@@ -178,6 +181,8 @@ class Workflow:
         config = dataclasses.asdict(self.profile)
         if not step.node.needs:
             config = {name: value for name, value in config.items() if name not in ("arms", "seeds", "ablations")}
+            own = (step.arm, str(step.arm).split("-")[0])  # the rate of another arm is no concern of this one
+            config["rates"] = [rate for rate in config["rates"] if rate.split("=")[0] in own]
         cell = {"arm": step.arm, "seed": step.seed} if step.arm is not None else {}
         inputs = {need: self.outputs_hash(need) for need in step.needs}
         code = {"notebook": code_hash(self.source(step.node)), "falconlib": self.library}

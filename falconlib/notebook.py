@@ -96,8 +96,8 @@ def check_parameters_cell(path: Path, names: list[str]) -> None:
 class Child:
     """A child process that has papermill loaded and waits for one notebook, so that the next stage starts without delay."""
 
-    def __init__(self, scratch: Path):
-        environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+    def __init__(self, scratch: Path, env: dict[str, str]):
+        environment = env | {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
         environment |= {
             "TQDM_MININTERVAL": "30",
             "FALCON_BATCH": "1",
@@ -108,8 +108,9 @@ class Child:
             "JUPYTER_RUNTIME_DIR": str(scratch / "runtime"),
         }
         command = [sys.executable, "-m", "falconlib.notebook"]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self.process = subprocess.Popen(command, env=environment, cwd=REPO, text=True, process_group=0, **pipes)
+        self.process = subprocess.Popen(
+            command, env=environment, cwd=REPO, text=True, process_group=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
 
     def begin(self, spec: dict[str, Any]) -> None:
         """Starts the notebook: spec has source, target, log (paths), parameters, stage (for the kernel), env."""
@@ -126,8 +127,27 @@ class Child:
             return False
         return True
 
+    def family(self) -> list[Any]:
+        """The child, its kernel and all their processes, as psutil knows them."""
+        import psutil
+
+        with contextlib.suppress(psutil.NoSuchProcess):
+            parent = psutil.Process(self.process.pid)
+            return [*parent.children(recursive=True), parent]
+        return []
+
+    def cpu_seconds(self) -> float:
+        """CPU seconds that the family has used, as far as it is still there."""
+        import psutil
+
+        spent = 0.0
+        for process in self.family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                spent += sum(process.cpu_times()[:2])
+        return spent
+
     def result(self) -> dict[str, str]:
-        """{} after success, else {"name", "message"} of the error. Call it when `wait` was true."""
+        """{} after success, else {"name", "message"} of the error, and "again" when no cell is to blame. `wait` was true."""
         assert self.process.stdout is not None
         text = self.process.stdout.read().strip()
         if text:
@@ -138,11 +158,7 @@ class Child:
         """Kills the child, its kernel and all their processes, and waits until they are gone; files are made to survive that."""
         import psutil
 
-        try:
-            parent = psutil.Process(self.process.pid)
-            family = [*parent.children(recursive=True), parent]
-        except psutil.NoSuchProcess:
-            return
+        family = self.family()
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -199,7 +215,7 @@ def main() -> int:
     except DeadKernelError as error:
         failure = {"name": DEAD, "message": str(error)}
     except Exception as error:  # noqa: BLE001 - whatever broke is handed to the runner, which reports it
-        failure = {"name": type(error).__name__, "message": str(error)}
+        failure = {"name": type(error).__name__, "message": str(error), "again": "yes"}
     if failure:
         answer.write(json.dumps(failure))
         answer.close()

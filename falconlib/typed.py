@@ -24,7 +24,7 @@ def build(kind: type, data: dict[str, Any], where: str = "") -> Any:
                 raise FalconError(f"parameter {place} is a group of settings, not {value!r}", f"set {place}.<name>")
             values[name] = build(type(default), {**flat(default), **value}, place)
         else:
-            values[name] = typed(value, fields[name].type, place)
+            values[name] = typed(value, str(fields[name].type), place)
     return kind(**values)
 
 

@@ -27,18 +27,25 @@ from falconlib.reporting.run import STAGE_ENV
 
 OFFLINE_PROFILES = ("smoke", "quick")  # need no hub: everything they read lies in wheels and in data/
 FREE_MB = 200  # below this nothing is started
+LOOK_S, HUNG_S, IDLE_SHARE = 10.0, 1800.0, 0.005  # an idle kernel uses 0.1 % of a core; one that waits for a server, more
+HUNG = {"name": "Hung", "message": f"its kernel did nothing for {HUNG_S / 60:.0f} minutes and was stopped", "again": "yes"}
 REDRAW = "\r\x1b[K"  # terminal: to the start of the line, clear it
 
 
-def run(workflow: Workflow, steps: list[Step], force: bool = False, *, echo: Callable[[str], None], live: bool = False) -> int:
-    """Runs what is not up to date, in order. Returns 0, or 1 when a stage failed (the later ones are not tried).
+def run(
+    workflow: Workflow, steps: list[Step], force: bool = False, *, echo: Callable[[str], None], live: bool = False, jobs: int = 1
+) -> int:
+    """Runs what is not up to date, each step after those that it reads. Returns 0, or 1 when a stage failed (what has not
+    begun then is not tried).
 
     Args:
         workflow: the graph with its profile. steps: of `graph.select`. force: run them even when they are up to date,
             from their beginning. echo: takes each line. live: echo also takes lines that redraw the last one (REDRAW).
+        jobs: at most so many notebooks at once, each with its share of the cores. One begins when the kernels of the others
+            are up: kernels that look for free ports at the same moment can find the same one.
 
     Raises FalconError (bad input that a notebook found, a full disk, another run in the same folder) and
-    KeyboardInterrupt, both after the child is stopped.
+    KeyboardInterrupt, both after every child is stopped.
     """
     with disk_errors(workflow.root):
         workflow.root.mkdir(parents=True, exist_ok=True)
@@ -46,48 +53,100 @@ def run(workflow: Workflow, steps: list[Step], force: bool = False, *, echo: Cal
             raise FalconError(
                 f"less than {FREE_MB} MB are free for {workflow.root}", "free some, or set FALCON_RESULTS to another disk"
             )
-    with lock(workflow.root), tempfile.TemporaryDirectory(prefix="falcon-") as scratch, Children(Path(scratch)) as children:
-        progress = Progress(workflow, steps, force, echo, live)
-        for step in steps:
-            status = workflow.status(step)
-            if status.state == "up to date" and not force:
-                progress.skip(step)
-                continue
-            progress.begin(step, status)
-            problem = attempt(workflow, step, children, progress, force)
-            progress.end(step, problem)
-            if problem:
-                return 1
-    return 0
+    with lock(workflow.root), tempfile.TemporaryDirectory(prefix="falcon-") as scratch, Children(Path(scratch), jobs) as children:
+        progress, waiting, failed = Progress(workflow, steps, force, echo, live, jobs), list(steps), False
+        working: list[Attempt] = []
+        while working or (waiting and not failed):
+            unfinished = {step.key for step in waiting} | {attempt.step.key for attempt in working}
+            ready = [step for step in waiting if not unfinished & set(step.needs)]
+            if ready and not failed and len(working) < jobs and all(attempt.up() for attempt in working):
+                waiting.remove(step := ready[0])
+                status = workflow.status(step)
+                if status.state == "up to date" and not force:
+                    progress.skip(step)
+                    continue
+                progress.begin(step, status)
+                working.append(Attempt(workflow, step, children, force))
+            for attempt in [attempt for attempt in working if attempt.ended(0.5 / len(working))]:
+                working.remove(attempt)
+                problem = attempt.problem()
+                if attempt.again and not attempt.repeated:
+                    echo(f"{attempt.step.label}: {problem}; once more")
+                    working.append(Attempt(workflow, attempt.step, children, False, repeated=True))
+                    continue
+                progress.end(attempt, problem, working)
+                failed = failed or bool(problem)
+            progress.tick(working)
+    return int(failed)
 
 
-def attempt(workflow: Workflow, step: Step, children: Children, progress: Progress, force: bool) -> str:
-    """Runs one step. Returns "" when it succeeded, else what is wrong; the notebook's own FalconError is raised."""
-    folder, key, token = workflow.root / step.key, workflow.key(step), secrets.token_hex(8)
-    began = time.monotonic()
-    prepare_folder(folder, key, force)
-    record = {"key": key, "token": token, "state": "running"}
-    write_json(folder / "attempt.json", record)
-    source = children.scratch / f"{step.node.name}.ipynb"
-    shutil.copyfile(workflow.source(step.node), source)  # what runs is what was hashed, whatever is saved meanwhile
-    handed = {"stage": step.key, "token": token, "key": key, "command": workflow.command}
-    env = {STAGE_ENV: json.dumps(handed)}
-    if workflow.profile.name in OFFLINE_PROFILES:
-        env["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE", "1")
-    paths = {"source": str(source), "target": str(workflow.executed(step)), "log": str(folder / "log.txt")}
-    with children.take() as child:
-        child.begin({**paths, "parameters": workflow.parameters(step), "env": env})
-        children.prepare()
-        while not child.wait(0.5):
-            progress.tick(step, time.monotonic() - began)
-        failure = child.result()
-    problem = explain(failure, folder) if failure else unproven(workflow, step, token)
-    wall = round(time.monotonic() - began, 3)
-    write_json(folder / "attempt.json", {**record, "state": "failed" if problem else "done", "problem": problem, "wall_s": wall})
-    if failure.get("name") == "FalconError":
-        message, _, remedy = failure["message"].partition("\n  remedy: ")
-        raise FalconError(f"{step.label}: {message}", remedy)
-    return problem
+class Attempt:
+    """One attempt at one step: begins when it is made, is asked with `ended`, and says with `problem` how it ended.
+
+    again: its notebook's process failed, or hung, through no fault of a cell: worth a second attempt, which resumes.
+    """
+
+    def __init__(self, workflow: Workflow, step: Step, children: Children, force: bool, repeated: bool = False):
+        self.workflow, self.step, self.children, self.repeated, self.again = workflow, step, children, repeated, False
+        self.folder, self.began, self.token = workflow.root / step.key, time.monotonic(), secrets.token_hex(8)
+        key = workflow.key(step)
+        prepare_folder(self.folder, key, force)
+        self.record = {"key": key, "token": self.token, "state": "running"}
+        write_json(self.folder / "attempt.json", self.record)
+        source = children.scratch / f"{step.key.replace('/', '-')}.ipynb"
+        shutil.copyfile(workflow.source(step.node), source)  # what runs is what was hashed, whatever is saved meanwhile
+        env = {STAGE_ENV: json.dumps({"stage": step.key, "token": self.token, "key": key, "command": workflow.command})}
+        if workflow.profile.name in OFFLINE_PROFILES:
+            env["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE", "1")
+        paths = {"source": str(source), "target": str(workflow.executed(step)), "log": str(self.folder / "log.txt")}
+        self.child = children.take()
+        self.watch = Watch(self.child)
+        self.child.begin({**paths, "parameters": workflow.parameters(step), "env": env})
+        children.warm()
+
+    def spent(self) -> float:
+        return time.monotonic() - self.began
+
+    def up(self) -> bool:
+        """Whether its kernel has run the notebook's first call, `start`."""
+        run = self.folder / "run.json"
+        return run.is_file() and run.stat().st_mtime >= (self.folder / "attempt.json").stat().st_mtime
+
+    def ended(self, timeout: float) -> bool:
+        """Whether it is over, after at most `timeout` seconds: its process has ended, or hangs and was stopped."""
+        return self.child.wait(timeout) or self.watch.hangs()
+
+    def problem(self) -> str:
+        """What is wrong, nothing when it succeeded; the notebook's own FalconError is raised. Its processes are gone then."""
+        failure = HUNG if self.watch.hung else self.child.result()
+        self.children.stop(self.child)
+        self.again = failure.get("again") == "yes"
+        problem = explain(failure, self.folder) if failure else unproven(self.workflow, self.step, self.token)
+        end = {"state": "failed" if problem else "done", "problem": problem, "wall_s": round(self.spent(), 3)}
+        write_json(self.folder / "attempt.json", {**self.record, **end})
+        if failure.get("name") == "FalconError":
+            message, _, remedy = failure["message"].partition("\n  remedy: ")
+            raise FalconError(f"{self.step.label}: {message}", remedy)
+        return problem
+
+
+class Watch:
+    """Watches a notebook's kernel: it hangs when for HUNG_S seconds it and its processes hardly used a processor."""
+
+    def __init__(self, child: Child):
+        self.child, self.hung = child, False
+        self.looked = self.active = time.monotonic()
+        self.used = 0.0
+
+    def hangs(self) -> bool:
+        now = time.monotonic()
+        if now - self.looked >= LOOK_S:
+            used = self.child.cpu_seconds()
+            busy = abs(used - self.used) > IDLE_SHARE * (now - self.looked)  # less, too: a process of its sandbox has ended
+            if busy or now - self.looked > 3 * LOOK_S:  # it, or this process, was stopped and goes on
+                self.active = now
+            self.looked, self.used, self.hung = now, used, now - self.active > HUNG_S
+        return self.hung
 
 
 def prepare_folder(folder: Path, key: dict[str, Any], force: bool) -> None:
@@ -167,76 +226,79 @@ def lock(root: Path) -> Iterator[None]:
 
 
 class Children:
-    """Child processes for the notebooks; the next one warms up while the current one works. A context manager."""
+    """Child processes for the notebooks; the next one warms up while the others work. A context manager: none is left."""
 
-    def __init__(self, scratch: Path):
+    def __init__(self, scratch: Path, jobs: int):
         self.scratch = scratch
+        self.working: list[Child] = []
         self.spare: Child | None = None
+        self.env = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // jobs, 1))} if jobs > 1 else {}
 
     def __enter__(self) -> Children:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.spare:
-            self.spare.stop()
-
-    @contextlib.contextmanager
-    def take(self) -> Iterator[Child]:
-        """A child for one notebook; it and its kernel are gone afterwards, whatever happened."""
-        child, self.spare = self.spare or Child(self.scratch), None
-        try:
-            yield child
-        finally:
+        for child in [*self.working, *([self.spare] if self.spare else [])]:
             child.stop()
 
-    def prepare(self) -> None:
+    def take(self) -> Child:
+        """A child for one notebook, which `stop` takes back."""
+        self.working.append(self.spare or Child(self.scratch, self.env))
+        self.spare = None
+        return self.working[-1]
+
+    def stop(self, child: Child) -> None:
+        """Ends a child and its kernel, whatever they are at."""
+        self.working.remove(child)
+        child.stop()
+
+    def warm(self) -> None:
         """Starts the next child, which imports papermill and waits."""
-        self.spare = Child(self.scratch)
+        self.spare = Child(self.scratch, self.env)
 
 
 class Progress:
     """Lines about the run: position, status, elapsed time, and the time left as far as earlier runs tell it."""
 
-    def __init__(self, workflow: Workflow, steps: list[Step], force: bool, echo: Callable[[str], None], live: bool):
-        self.steps, self.echo, self.live = steps, echo, live
-        self.began = self.stage_began = time.monotonic()
-        runs: set[str] = set()
+    def __init__(
+        self, workflow: Workflow, steps: list[Step], force: bool, echo: Callable[[str], None], live: bool, jobs: int = 1
+    ):
+        self.steps, self.echo, self.live, self.jobs = steps, echo, live, jobs
+        self.began = time.monotonic()
+        self.expected: dict[str, float | None] = {}
         for step in steps:
-            if force or workflow.status(step).state != "up to date" or runs & set(step.needs):
-                runs.add(step.key)
-        self.expected = {step.key: workflow.seconds(step) for step in steps if step.key in runs}
+            if force or workflow.status(step).state != "up to date" or set(self.expected) & set(step.needs):
+                self.expected[step.key] = workflow.seconds(step)
 
     def _place(self, step: Step) -> str:
         return f"[{self.steps.index(step) + 1:2}/{len(self.steps)}] {step.label}"
 
-    def left(self, step: Step, spent: float) -> str:
-        """ ", about 3:20 left", or "" while a duration is unknown."""
-        position = self.steps.index(step)
-        waiting = [self.expected[s.key] for s in self.steps[position:] if s.key in self.expected]
-        known = [seconds for seconds in waiting if seconds is not None]
-        if len(known) < len(waiting) or not sum(known):
-            return ""
-        return f", about {clock(max(sum(known) - spent, 0))} left"
+    def _elapsed(self, working: list[Attempt]) -> str:
+        """ "elapsed 1:40, about 3:20 left"; nothing about the time left while a duration is unknown."""
+        spent = {attempt.step.key: attempt.spent() for attempt in working}
+        left = [None if seconds is None else max(seconds - spent.get(key, 0), 0) for key, seconds in self.expected.items()]
+        known = [seconds for seconds in left if seconds is not None]
+        rest = f", about {clock(sum(known) / self.jobs)} left" if known and len(known) == len(left) else ""
+        return f"elapsed {clock(time.monotonic() - self.began)}{rest}"
 
     def skip(self, step: Step) -> None:
+        self.expected.pop(step.key, None)
         self.echo(f"{self._place(step)}: up to date")
 
     def begin(self, step: Step, status: Status) -> None:
-        self.stage_began = time.monotonic()
         reasons = list(status.reasons[:3]) + ([f"and {len(status.reasons) - 3} more"] if len(status.reasons) > 3 else [])
         self.echo(f"{self._place(step)}: {status.state}{' (' + '; '.join(reasons) + ')' if reasons else ', forced'}")
 
-    def tick(self, step: Step, spent: float) -> None:
-        if self.live:
-            total = time.monotonic() - self.began
-            self.echo(f"{REDRAW}{self._place(step)}: {clock(spent)}, elapsed {clock(total)}{self.left(step, spent)}")
+    def tick(self, working: list[Attempt]) -> None:
+        if self.live and working:
+            places = "; ".join(f"{self._place(attempt.step)}: {clock(attempt.spent())}" for attempt in working)
+            line = f"{places}, {self._elapsed(working)}"
+            self.echo(REDRAW + line[: shutil.get_terminal_size().columns - 1])  # a line that wraps could not be redrawn
 
-    def end(self, step: Step, problem: str) -> None:
-        spent = time.monotonic() - self.stage_began
-        self.expected[step.key] = 0.0
+    def end(self, attempt: Attempt, problem: str, working: list[Attempt]) -> None:
+        self.expected.pop(attempt.step.key, None)
         verdict = f"FAILED: {problem}" if problem else "done"
-        total = clock(time.monotonic() - self.began)
-        line = f"{self._place(step)}: {verdict} in {clock(spent)}, elapsed {total}{'' if problem else self.left(step, 0)}"
+        line = f"{self._place(attempt.step)}: {verdict} in {clock(attempt.spent())}, {self._elapsed(working)}"
         self.echo(f"{REDRAW}{line}\n" if self.live else line)
 
 

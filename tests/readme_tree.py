@@ -1,25 +1,33 @@
-"""The README's tree of files, one line each. `python tests/readme_tree.py` writes it anew; a test compares it.
+"""The README's table of notebooks and its tree of files. `python tests/readme_tree.py` writes both anew; a test compares them.
 
-Modules are described by the first sentence of their docstring; folders and other files by the words below.
+A notebook's row holds the question of its title cell, and run time and memory of the committed reference run. Modules are
+described by the first sentence of their docstring; folders and other files by the words below.
 """
 
 import ast
+import json
+import re
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
+REFERENCE = REPO / "results" / "reference" / "quick"
 START, END = "<!-- tree:start -->", "<!-- tree:end -->"
+NOTEBOOKS = "<!-- notebooks:start -->", "<!-- notebooks:end -->"
 WIDTH = 96  # characters of a description
 WORDS = {
     "README.md": "this page",
     "Makefile": "short names for the commands: setup, reproduce, test, lint, lab, notebooks",
-    "pyproject.toml": "dependencies, the exclusive extras cpu and gpu (faiss), settings of ruff, pytest and jupytext",
+    "pyproject.toml": "dependencies, the exclusive extras cpu and gpu (faiss), settings of ruff, mypy, pytest and jupytext",
     "constraints.txt": "the exact versions that the reference results were made with",
+    "constraints-gpu.txt": "the same with the GPU build of faiss",
+    "constraints-colab.txt": "what Colab's image lacks",
     "environment.yml": "the same for conda users",
     "CHANGELOG.md": "what changed for users",
     "CONTRIBUTING.md": "how to work on it, and how to add an arm, a data set, a judge, a notebook",
     "LOG.md": "the lab book: dated, failures included",
     "LICENSE": "Apache-2.0",
     "CITATION.cff": "how to cite",
+    ".pre-commit-config.yaml": "ruff, the pairs of notebooks and the search for secrets, at each commit",
     ".ci/run": "calls the test command",
     "data/": "committed tasks with their source and licence",
     "notebooks/": "00 to 10, reviewed .py paired with .ipynb; profiles/*.yaml",
@@ -54,12 +62,38 @@ def tree() -> str:
     return "\n".join(lines)
 
 
-def inside(text: str) -> str:
-    """What stands between the markers of the README."""
-    return text.split(START)[1].split(END)[0].strip().removeprefix("```text\n").removesuffix("\n```")
+def cost(name: str) -> tuple[str, str]:
+    """Run time and memory of a notebook in the reference run: all its stages together, its largest stage; "" is unknown."""
+    folders = (REFERENCE / "train").glob("*") if name == "06_train" else [REFERENCE / name]
+    runs = [
+        json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in folders if (folder / "run.json").is_file()
+    ]
+    seconds, peaks = [run.get("wall_s") for run in runs], [run.get("peak_mb") for run in runs]
+    time = f"{sum(seconds):.0f} s" if seconds and None not in seconds else ""
+    return time, f"{max(peaks) / 1024:.1f} GB" if peaks and None not in peaks else ""
+
+
+def notebooks() -> str:
+    """The table: notebook with its link, question, time, memory, badge."""
+    rows = ["| notebook | question it answers | time | memory | |", "|---|---|---:|---:|---|"]
+    for path in sorted((REPO / "notebooks").glob("[0-9]*.py")):
+        title = "\n".join(line.removeprefix("#").removeprefix(" ") for line in path.read_text(encoding="utf-8").splitlines())
+        question = " ".join(re.search(r"(?s)\*\*Question\.\*\*(.*?\?)", title)[1].split())
+        badge = re.search(r"\[!\[Open In Colab\].*", title)[0]
+        rows.append(f"| [{path.stem}](notebooks/{path.stem}.ipynb) | {' | '.join((question, *cost(path.stem), badge))} |")
+    return "\n".join(rows)
+
+
+def inside(text: str, start: str = START, end: str = END) -> str:
+    """What stands between two markers of the README."""
+    return text.split(start)[1].split(end)[0].strip().removeprefix("```text\n").removesuffix("\n```")
+
+
+def replaced(text: str, start: str, end: str, new: str) -> str:
+    return f"{text.split(start)[0]}{start}\n{new}\n{end}{text.split(end)[1]}"
 
 
 if __name__ == "__main__":
     readme = REPO / "README.md"
-    before, after = readme.read_text(encoding="utf-8").split(START)[0], readme.read_text(encoding="utf-8").split(END)[1]
-    readme.write_text(f"{before}{START}\n```text\n{tree()}\n```\n{END}{after}", encoding="utf-8")
+    text = replaced(readme.read_text(encoding="utf-8"), START, END, f"```text\n{tree()}\n```")
+    readme.write_text(replaced(text, *NOTEBOOKS, notebooks()), encoding="utf-8")

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -211,7 +212,7 @@ def test_memory_verify_names_its_repair_and_repairs(capsys, tmp_path):
 
 
 def test_an_error_of_the_system_is_one_message_and_2(capsys, monkeypatch):
-    def full(name):
+    def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(doctor, "examine", full)
@@ -247,7 +248,7 @@ def test_the_doctor_prints_a_row_and_a_remedy_each(capsys):
 def test_the_doctor_examines_everything():
     names = [row.name for row in doctor.examine("smoke")]
     assert names[:7] == ["Python", "torch", "faiss", "sandbox", "libseccomp2", "ruff", "complexipy"]
-    assert names[7:9] == ["model", "MiniLM"] and names[-3:] == ["results", "disk", "memory"]
+    assert names[7:10] == ["judge", "model", "MiniLM"] and names[-3:] == ["results", "disk", "memory"]
 
 
 def test_the_doctor_words_the_sandbox_and_what_is_missing(monkeypatch, tmp_path):
@@ -264,6 +265,30 @@ def test_the_doctor_words_the_sandbox_and_what_is_missing(monkeypatch, tmp_path)
     monkeypatch.setenv("FALCON_RESULTS", str(tmp_path / "later" / "results"))
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: asked.append(path) or shutil._ntuple_diskusage(10, 10, 0))
     assert doctor.disk_row(Profile()).state == "missing" and asked == [tmp_path]
+
+
+def test_the_doctor_says_whether_the_judge_can_be_used(monkeypatch, tmp_path):
+    def row(**judge):
+        found = doctor.examine("smoke", {f"judge.{name}": value for name, value in judge.items()})
+        return next(row for row in found if row.name == "judge")
+
+    for name in ("tasks_row", "sandbox_row", "minilm_row", "torch_row"):
+        monkeypatch.setattr(doctor, name, lambda *_, **__: doctor.Row("other", "OK", ""))
+    for name in ("BASE_URL", "MODEL", "API_KEY"):
+        monkeypatch.delenv(f"FALCON_JUDGE_{name}", raising=False)
+    assert row().state == "OK" and row().detail.startswith("static")
+    unset = row(backend="openai")
+    assert unset.state == "missing" and "FALCON_JUDGE_BASE_URL" in unset.remedy
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setenv("FALCON_JUDGE_BASE_URL", f"http://someone:secret@127.0.0.1:{port}/v1")
+        found = row(backend="openai", model="any")
+        assert found.state == "OK" and f"http://127.0.0.1:{port}/v1 answers" in found.detail and "secret" not in found.detail
+    gone = row(backend="openai", model="any")
+    assert gone.state == "missing" and "does not answer" in gone.detail and "judge.backend=static" in gone.remedy
+    assert row(backend="local", model="own/model").detail.startswith("local: own/model")
+    assert row(backend="local", replay=True, cache=str(tmp_path / "none.sqlite")).state == "missing"
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_doctor_sees_two_faiss_builds(monkeypatch):

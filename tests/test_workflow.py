@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import psutil
 import pytest
 
-from falconlib import graph, workflow
+from falconlib import graph, notebook, workflow
 from falconlib.config import load_profile
 from falconlib.errors import FalconError
 from falconlib.files import read_json
@@ -47,7 +48,7 @@ def write(folder: Path, name: str, body: str, grid: bool = False) -> None:
         nbformat.v4.new_code_cell(body),
     ]
     notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     nbformat.write(notebook, folder / f"{name}.ipynb")
 
 
@@ -253,6 +254,67 @@ def test_a_killed_run_leaves_no_kernel_and_resumes(tmp_path, how):
     assert code == 0 and not (folder / "pid").exists()  # other code starts in an empty folder
 
 
+MEETS = """
+import os, time
+from pathlib import Path
+assert "no_such" not in os.environ.get("MPLBACKEND", "") and os.environ["OMP_NUM_THREADS"] == str(max(os.cpu_count() // 2, 1))
+Path(stage.root / NAME).write_text("here")
+end = time.time() + 30
+while not (stage.root / OTHER).is_file() and time.time() < end:
+    time.sleep(0.1)
+assert (stage.root / OTHER).is_file(), "nobody else is at work"
+"""
+
+
+def test_two_at_once_start_apart_and_a_failure_stops_what_has_not_begun(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "module://no_such_module")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    nodes = (Node("01_a"), Node("02_c"), Node("07_b", needs=("01_a", "02_c")))
+    one = MEETS.replace("NAME", "'one'").replace("OTHER", "'two'") + "stage.finish()"
+    two = "import time\nfirst = stage.root / '01_a/run.json'\n"  # a kernel takes longer than this to come up
+    two += "assert time.time() - first.stat().st_mtime > 0.5, 'both kernels came up at once'"
+    two += MEETS.replace("NAME", "'two'").replace("OTHER", "'one'") + "1 / 0"
+    flow = make(tmp_path, nodes=nodes, **{"01_a": one, "02_c": two})
+    code, lines = execute(flow, jobs=2)
+    assert code == 1 and any(line.startswith("[ 1/3] 01_a: done") for line in lines), lines
+    assert any("02_c: FAILED: ZeroDivisionError" in line for line in lines) and not any("07_b" in line for line in lines)
+
+
+def test_a_notebook_that_did_not_start_is_tried_once_more(tmp_path, monkeypatch):
+    begin, tried = workflow.Child.begin, []
+
+    def fails_first(self, spec):
+        tried.append(spec["source"])
+        begin(self, spec | {"source": "/nowhere.ipynb"} if len(tried) == 1 else spec)
+
+    monkeypatch.setattr(workflow.Child, "begin", fails_first)
+    flow = make(tmp_path, nodes=(Node("01_a"),), **{"01_a": "stage.finish()"})
+    code, lines = execute(flow)
+    assert code == 0 and "nowhere.ipynb" in lines[1] and lines[1].endswith("once more") and len(tried) == 2
+
+
+def test_a_hung_kernel_is_stopped_and_its_stage_resumes(tmp_path, monkeypatch):
+    for name, value in (("LOOK_S", 0.5), ("HUNG_S", 4.0), ("IDLE_SHARE", 0.05)):
+        monkeypatch.setattr(workflow, name, value)
+    flow = make(tmp_path, nodes=(Node("01_a"),), **{"01_a": INTERRUPTED.replace("60", "600")})
+    code, lines = execute(flow)
+    assert code == 0 and "its kernel did nothing for" in lines[1] and lines[1].endswith("once more"), "\n".join(lines)
+    assert (flow.root / "01_a/marks.txt").read_text() == "xx"
+
+
+def test_a_kernel_at_work_does_not_hang_and_a_stopped_run_is_no_hang(monkeypatch):
+    clock, used = [0.0], [0.0]
+    monkeypatch.setattr(workflow.time, "monotonic", lambda: clock[0])
+    watch = workflow.Watch(SimpleNamespace(cpu_seconds=lambda: used[0]))
+    for _ in range(300):
+        clock[0], used[0] = clock[0] + 11, used[0] + 1
+        assert not watch.hangs()
+    clock[0] += 10 * workflow.HUNG_S  # this process was suspended
+    assert not watch.hangs()
+    spent = [clock.__setitem__(0, clock[0] + 11) or watch.hangs() for _ in range(int(workflow.HUNG_S / 11) + 2)]
+    assert spent.count(True) and not any(spent[: int(workflow.HUNG_S / 11) - 1])
+
+
 def wait(condition, seconds: float = 40) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -389,6 +451,56 @@ def test_prepare_fills_in_parameters_without_running(tmp_path):
     assert not (tmp_path / "results/runs/smoke/train").exists()
 
 
+# -- what papermill does with parameters and paths, left to itself, and what we do about it
+
+
+def test_trap_a_path_with_braces_is_a_path(tmp_path):
+    flow, lines = make(tmp_path / "a {seed} {}"), []  # papermill puts paths through str.format
+    workflow.prepare(flow, flow.steps[:1], lines.append)
+    assert Path(lines[0]).is_file() and "{seed} {}" in lines[0]
+
+
+def test_trap_a_tuple_reaches_the_notebook_as_a_list(tmp_path):
+    flow, lines = make(tmp_path, {"seeds": (0, 1)}), []  # papermill would write the tuple as a text
+    workflow.prepare(flow, flow.steps[:1], lines.append)
+    assert '"seeds": [0, 1]' in "".join(json.loads(Path(lines[0]).read_text())["cells"][2]["source"])
+
+
+def test_trap_the_prepared_notebook_names_no_folder_and_the_portable_kernel(tmp_path):
+    flow, lines = make(tmp_path), []
+    workflow.prepare(flow, flow.steps[:1], lines.append)
+    metadata = json.loads(Path(lines[0]).read_text())["metadata"]
+    assert metadata["kernelspec"]["name"] == "python3" and not {"input_path", "output_path"} & set(metadata["papermill"])
+
+
+def test_trap_papermill_runs_with_our_settings(tmp_path, monkeypatch):
+    seen: dict = {}
+    monkeypatch.setattr("papermill.execute_notebook", lambda *names, **settings: seen.update(settings, names=names))
+    notebook.execute({"source": "a", "target": str(tmp_path / "b"), "log": str(tmp_path / "log"), "parameters": {"x": 1}})
+    assert seen["kernel_name"] == "python3" and seen["language"] == "python"  # notebooks saved by Colab name no kernel
+    assert seen["iopub_timeout"] == 60 and seen["coalesce_streams"] and seen["start_timeout"] == 180  # much output, slow starts
+    assert all(isinstance(name, str) for name in seen["names"]) and seen["parameters"] == {"x": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("1e-5", "YAML reads 1e-5 as text: write 1.0e-5"),
+        ('"true"', "has the wrong type"),
+        ("no", "has the wrong type"),
+        ("012", "012 is no plain integer"),
+        ("1:30", "1:30 is no plain integer"),
+        ("1_000", "1_000 is no plain integer"),
+        ("0x10", "0x10 is no plain integer"),
+    ],
+)
+def test_trap_a_profile_means_what_it_looks_like(tmp_path, monkeypatch, text, problem):
+    monkeypatch.setattr("falconlib.config.profiles_dir", lambda: tmp_path)
+    (tmp_path / "mine.yaml").write_text(f"train: {{lr: {text}}}\n")
+    with pytest.raises(FalconError, match=problem):
+        load_profile("mine")
+
+
 def test_a_full_disk_is_refused(tmp_path, monkeypatch):
     flow = make(tmp_path)
     monkeypatch.setattr(workflow.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
@@ -406,11 +518,17 @@ def test_the_real_graph_is_in_order_and_reads_only_earlier_notebooks():
 def test_progress_tells_the_time_left_once_it_is_known(run):
     flow = make(run)
     lines: list[str] = []
-    progress = workflow.Progress(flow, flow.steps, True, lines.append, live=True)
-    progress.tick(flow.steps[0], 0.0)
-    assert "left" in lines[-1] and lines[-1].startswith(workflow.REDRAW) and workflow.clock(75.2) == "1:15"
+    progress = workflow.Progress(flow, flow.steps, True, lines.append, live=True, jobs=1)
+    progress.expected |= {step.key: 10.0 for step in flow.steps}
+    working = [SimpleNamespace(step=flow.steps[0], spent=lambda: 4.0)]
+    progress.tick(working)
+    assert lines[-1].startswith(workflow.REDRAW) and "01_a: 0:04" in lines[-1] and workflow.clock(75.2) == "1:15"
+    assert f"about {workflow.clock(10 * len(flow.steps) - 4)} left" in lines[-1]
+    progress.jobs = 2
+    progress.end(working[0], "", [])
+    assert f"about {workflow.clock(10 * (len(flow.steps) - 1) / 2)} left" in lines[-1]
     progress.expected["07_b"] = None
-    progress.tick(flow.steps[0], 0.0)
+    progress.tick(working)
     assert "left" not in lines[-1]
 
 
