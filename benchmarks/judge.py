@@ -38,6 +38,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
+    if min(args.programs, args.batch, args.repeats) < 1:
+        parser.error("--programs, --batch and --repeats: at least 1 is expected")
     seconds = [measure(args.programs, args.batch) * 1000 / args.programs for _ in range(args.repeats)]
     row = {
         "seconds_per_1000": round(statistics.median(seconds), 3),

@@ -98,6 +98,8 @@ def _add_rest(command: Any, menu: Any) -> None:
         if what == "search":
             new.add_argument("text", help="a task in words")
             new.add_argument("--k", type=int, default=8)
+        if what in ("verify", "search"):
+            new.add_argument("--model", help="the policy, where its hidden states are the memory's embedder")
         if what == "verify":
             new.add_argument("--repair", action="store_true", help="mend what is wrong; a damaged file is kept beside it")
         if what in ("export", "import"):

@@ -115,9 +115,8 @@ def _dumps(data: Any, **layout: Any) -> str:
     try:
         return json.dumps(data, sort_keys=True, ensure_ascii=False, allow_nan=False, default=_plain, **layout)
     except (TypeError, ValueError) as error:
-        raise FalconError(
-            f"not writable as JSON: {error}", "numbers must be finite (None when unknown), the rest plain"
-        ) from error
+        remedy = "numbers must be finite (None when unknown), the rest plain"
+        raise FalconError(f"not writable as JSON: {error}", remedy) from error
 
 
 def _plain(value: Any) -> Any:

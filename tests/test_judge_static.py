@@ -1,8 +1,11 @@
 """The static judge: what it grades, what it refuses to be told, and that odd text costs nobody else an answer."""
 
+import json
+import runpy
 import subprocess
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -44,7 +47,7 @@ def test_golden_scores():
     assert judged(SLOPPY) == Scores(-1, 2, 2)
     assert judged(TANGLED) == Scores(2, -1, 2)
     assert judged("def plus(a, b):\n    return a + b\n") == Scores(2, 2, -1)
-    assert StaticJudge().version == "static-1 (ruff 0.17.6 complexipy 8.3.0)"
+    assert StaticJudge().version == "static-2 (ruff 0.17.6 complexipy 8.3.0)"
 
 
 @pytest.mark.parametrize("value, score", [(0, 2), (0.1, 1), (0.25, 1), (0.26, 0), (0.6, 0), (0.61, -1), (9, -1)])
@@ -166,7 +169,13 @@ def test_style_of_the_prompt_is_not_the_programs_doing():
         (CLEAN + "assert add(1, 2) == 3", ["outside functions"]),
         ("a, b = int(input()), 2\n" + CLEAN, ["outside functions"]),
         ("def plus(a, b):\n    return a + b", ["not defined"]),
-        ("if True:\n    def add(a, b):\n        return 1", ["not defined"]),
+        ("if True:\n    def add(a, b):\n        return 1", []),
+        ("add: object = max", []),
+        ("add: object", ["not defined"]),
+        ("add, other = max, min", []),
+        ("def outer():\n    def add(a, b):\n        return 1", ["not defined"]),
+        (CLEAN + "del add", ["not defined"]),
+        (CLEAN + "print(add)", ["outside functions"]),
         (CLEAN + "def add(a):\n    return a", ["does not take"]),  # the last definition counts
         ("def add(a, a_, /):\n    return a", ["does not take"]),
         ("def add(a):\n    print(a)\nprint(add(1))", ["outside functions", "does not take", "returns nothing"]),
@@ -227,3 +236,34 @@ def test_no_comment_raises_a_score_and_one_that_is_badly_laid_out_costs_style():
             found = StaticJudge().score_many([(task, f"{comment}\n{code}"), (task, f"{code}{comment}\n")])
             assert all(s.style <= base.style and replace(s, style=0) == replace(base, style=0) for s in found), comment
     assert StaticJudge().score_many([(task, "#bad\n" + clean)])[0].style < 2
+
+
+def test_what_stands_outside_functions_is_complex_too():
+    tangled = "".join(f"{'    ' * i}for x{i} in y:\n" for i in range(6)) + "    " * 6 + "print(x5)\n"
+    assert judged(CLEAN + tangled).complexity == -1 and static.cognitive_complexity(CLEAN + tangled) == 21
+    assert static.cognitive_complexity(TANGLED + CLEAN) == static.cognitive_complexity(TANGLED) > 15  # the hardest, not the sum
+
+
+def test_what_nests_too_deeply_for_the_tool_is_not_simple(monkeypatch):
+    def refuse(*args, **more):
+        raise ValueError("nests too deeply")
+
+    monkeypatch.setattr("complexipy.code_complexity", refuse)
+    assert judged(CLEAN).complexity == -1
+
+
+def test_branches_are_counted_beside():
+    assert [static.cyclomatic_complexity(code) for code in (CLEAN, "x = 1\n", SLOPPY, CLEAN + TANGLED)] == [1, 1, 2, 8]
+
+
+def test_the_benchmark_measures_and_refuses_nothing_to_measure(monkeypatch, capsys):
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "judge.py"
+    monkeypatch.setattr("sys.argv", [str(path), "--json", "--programs", "3", "--batch", "2", "--repeats", "1"])
+    runpy.run_path(str(path), run_name="__main__")
+    row = json.loads(capsys.readouterr().out)
+    assert 0 < row["seconds_per_1000"] == row["worst"] and (row["programs"], row["batch"]) == (3, 2)
+    for option in ("--programs", "--batch", "--repeats"):
+        monkeypatch.setattr("sys.argv", [str(path), option, "0"])
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(path), run_name="__main__")
+        assert "at least 1" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from falconlib.config import Profile, RewardConfig, override, validate
 from falconlib.errors import FalconError
-from falconlib.records import INFRA_ERROR, Feedback, Reward, Scores
+from falconlib.records import INFRA_ERROR, Episode, Feedback, Reward, Scores
 from falconlib.rewards import (
     ai_reward,
     components,
@@ -17,6 +17,7 @@ from falconlib.rewards import (
     group_normalised,
     leave_one_out,
     long_term_reward,
+    shares,
     token_advantages,
     unit_reward,
 )
@@ -56,6 +57,12 @@ def test_unknown_statuses_and_grades_are_refused():
     for score in (3, -2, 0.5):
         with pytest.raises(FalconError, match="judge score"):
             ai_reward(score)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1.5, -0.1, float("nan")])
+def test_a_failure_is_never_worth_a_pass(ratio):
+    with pytest.raises(FalconError, match="failed program with pass ratio"):
+        unit_reward(feedback("fail", ratio))
 
 
 def test_ai_reward_is_the_rubric_on_minus_one_to_one():
@@ -119,7 +126,7 @@ def test_twice_the_weights_would_reverse_it():
     assert praised.unit < blamed.unit and praised.total > blamed.total
 
 
-@given(GRADES, GRADES, GRADES, st.integers(0, 50), st.floats(0, 1))
+@given(GRADES, GRADES, GRADES, st.integers(0, 50), st.floats(0, 1, exclude_max=True))
 def test_weight_zero_changes_nothing(style, complexity, instruction, tests, ratio):
     f = feedback("fail", ratio, tests, "E", Scores(style, complexity, instruction))
     off = replace(CONFIG, w_style=0.0, w_complexity=0.0, w_instruction=0.0, w_long_term=0.0)
@@ -137,7 +144,7 @@ def test_the_table_of_components_is_true():
     everything = [
         compose(feedback(status, ratio, 3, "E", Scores(a, b, c)), known, CONFIG)
         for status in ("pass", "fail", "timeout", "syntax_error")
-        for ratio in (0.0, 0.5, 1.0)
+        for ratio in (0.0, 0.5, 0.99)
         for a, b, c in itertools.product((None, -1, 0, 1, 2), repeat=3)
         for known in (None, set(), {"E"})
     ]
@@ -166,9 +173,12 @@ def test_one_switch_turns_ai_feedback_off():
 
 
 @pytest.mark.parametrize("name", ["w_style", "w_complexity", "w_instruction", "w_long_term", "rho_f", "line_cap", "std_floor"])
-def test_negative_settings_are_refused(name):
+def test_settings_out_of_range_are_refused(name):
     with pytest.raises(FalconError, match=f"reward.{name}"):
         override(Profile(), {f"reward.{name}": -0.01})
+    if name in ("rho_f", "line_cap"):
+        with pytest.raises(FalconError, match=f"reward.{name}"):
+            override(Profile(), {f"reward.{name}": 1.01})
 
 
 def test_weights_that_reverse_the_order_of_the_tests_are_refused_and_no_others():
@@ -243,3 +253,38 @@ def test_the_line_term_only_ever_lowers_its_own_tokens(a, mask, failed, rho_f, s
     for m, value in zip(mask, token_advantages(a, mask, failed, rho_f, scale), strict=True):
         assert value == a / scale if m == 0 else value <= a / scale
         assert not (m and failed and value > 0)
+
+
+def scored(status, ratio, scores=Scores(), tokens=4, mask=(), error="", frequent=()):  # noqa: B008
+    f = feedback(status, ratio, 3, error, scores)
+    made = Episode("t", 1, 0, "support", "", "", "", tokens=tuple(range(tokens)), feedback=f, error_mask=mask)
+    return replace(made, reward=compose(f, frequent, CONFIG))
+
+
+def test_shares_of_the_gradient_worked_example():
+    """Two programs, 4 tokens each: a pass with the worst style, a failure (0 of 2) with the best, whose error memory knows and of
+    which one token is marked. |a_unit| = 1.3, |a_judge| = 0.04 * 2, |a_lt| = 0.05 on all 8 tokens, the line 0.3 on one."""
+    pair = [scored("pass", 1.0, Scores(style=-1)), scored("fail", 0.0, Scores(style=2), 4, (0, 1, 0, 0), "E", {"E"})]
+    sizes = {"share_unit": 1.3 * 8, "share_judge": 0.08 * 8, "share_long_term": 0.05 * 8, "share_line": 0.3}
+    whole = sum(sizes.values())
+    assert shares([pair], CONFIG, 0.3) == {name: pytest.approx(size / whole) for name, size in sizes.items()}
+    assert shares([pair, pair], CONFIG, 0.3) == shares([pair], CONFIG, 0.3)
+    off = shares([pair], replace(CONFIG, ai=False, w_long_term=0.0), 0.0)
+    assert off == {"share_unit": 1.0, "share_judge": 0.0, "share_long_term": 0.0, "share_line": 0.0}
+
+
+def test_shares_of_groups_that_teach_only_by_the_judge():
+    """Where no program passes, the small terms steer: their share says so."""
+    equal = [scored("fail", 0.0, Scores(style=s)) for s in (-1, 0, 2)]
+    assert shares([equal], CONFIG, 0.3)["share_judge"] == pytest.approx(1)
+    nothing = dict.fromkeys(("share_unit", "share_judge", "share_long_term", "share_line"))
+    assert shares([], CONFIG, 0.3) == shares([equal[:1]], CONFIG, 0.3) == shares([equal[:1] * 3], CONFIG, 0.3) == nothing
+    unknown = scored(INFRA_ERROR, None)
+    assert shares([[unknown, *equal]], CONFIG, 0.3) == shares([equal], CONFIG, 0.3)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["pass", "fail", "timeout"]), GRADES, st.integers(1, 5)), max_size=8))
+def test_shares_sum_to_one(members):
+    group = [scored(status, 0.5, Scores(style=grade), n, (1,) * n, "E", {"E"}) for status, grade, n in members]
+    found = shares([group], CONFIG, 0.3)
+    assert set(found.values()) == {None} or sum(found.values()) == pytest.approx(1)

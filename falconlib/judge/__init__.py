@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from falconlib.errors import FalconError
 from falconlib.judge.cache import JudgeCache, cache_key
-from falconlib.judge.model import CachedChat, Chat, ModelJudge
+from falconlib.judge.model import CachedChat, Chat, ModelJudge, asked_of
 from falconlib.judge.static import StaticJudge
 from falconlib.records import Scores, Task
 
@@ -38,7 +38,7 @@ class Judge(Protocol):
 
 
 @contextmanager
-def open_chat(config: JudgeConfig, load: Callable[[str], Any]) -> Iterator[Chat | None]:
+def open_chat(config: JudgeConfig, load: Callable[[str], Any]) -> Iterator[CachedChat | None]:
     """The configured model behind its cache; None for the static backend, which has no model.
 
     load: name of a model -> the model (see LocalChat), called for backend "local" only: this room imports none.
@@ -57,24 +57,31 @@ def open_chat(config: JudgeConfig, load: Callable[[str], Any]) -> Iterator[Chat 
         else:
             from falconlib.judge.server import ServerChat
 
-            chat = ServerChat(config.model, config.timeout_s)
+            chat = ServerChat(config.model, config.timeout_s, config.revision)
         cache.put_judge({"backend": config.backend, "model": config.model, "identity": chat.identity})
         yield CachedChat(chat, cache)
 
 
 def absent(cache: JudgeCache, config: JudgeConfig) -> Any:
     """The chat whose answers the cache holds, as far as a replay needs it: it is never asked, its model and server need not
-    be there. Raises FalconError unless exactly one judge of the cache fits the backend and model of `config`."""
+    be there. Raises FalconError unless exactly one judge of the cache fits backend, model and revision of `config`."""
     known = [judge for judge in cache.judges() if judge["backend"] == config.backend]
-    fit = [j for j in known if config.model in ("", j["model"], j["identity"]["model"])]
-    different = {cache_key({**j["identity"], "address": ""}): j["identity"] for j in fit}
+    fit = [j["identity"] for j in known if config.model in ("", j["model"], j["identity"]["model"])]
+    fit = [identity for identity in fit if config.revision in ("", revision(identity))]
+    different = {cache_key(asked_of(identity)): identity for identity in fit}
     if len(different) != 1:
-        names = ", ".join(sorted({j["identity"]["model"] for j in known})) or "none"
+        names = ", ".join(sorted({f"{j['identity']['model']} ({revision(j['identity'])})" for j in known})) or "none"
         raise FalconError(
-            f"{cache.path} holds answers of {config.backend} judges with these models: {names}", "--set judge.model=<one of them>"
+            f"{cache.path} holds answers of {config.backend} judges with these models (revisions): {names}",
+            "--set judge.model=<one of them>, and judge.revision=... where one model has several",
         )
     counts = {"asked": 0, "repaired": 0, "unanswered": 0}
     return SimpleNamespace(name=config.backend, identity=next(iter(different.values())), counts=counts)
+
+
+def revision(identity: dict[str, Any]) -> str:
+    """What tells models of one name apart: the revision, else the address of the server."""
+    return identity.get("revision") or identity.get("address") or ""
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from falconlib.errors import FalconError, did_you_mean
+from falconlib.files import write_ahead
 
 MODES = ("off", "read-write", "replay-only")
 JUDGES = "judge/"  # what the keys of judges begin with; those of questions are hexadecimal
@@ -28,7 +29,8 @@ def cache_key(question: Any) -> str:
 class JudgeCache:
     """Answers by key in the file `path`; a context manager. Several processes may share the file.
 
-    mode: "off" (nothing is read or written), "read-write", or "replay-only" (nothing is written).
+    mode: "off" (nothing is read or written), "read-write", or "replay-only" (nothing is written, not even beside the file,
+    which nobody changes meanwhile).
     Raises FalconError for an unknown mode, a file that is no cache, and, in replay-only mode, a missing file.
     """
 
@@ -45,13 +47,15 @@ class JudgeCache:
             with self._sound():
                 if mode == "read-write":
                     self.path.parent.mkdir(parents=True, exist_ok=True)
-                    self._db = sqlite3.connect(self.path, timeout=60)
-                    self._db.execute("PRAGMA journal_mode=WAL")
+                    # `put` may be called by the thread that asks a server, while the one that made the cache waits for it
+                    self._db = sqlite3.connect(self.path, timeout=60, check_same_thread=False)
+                    write_ahead(self._db)
                     self._db.execute(
                         "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
                     )
                 else:
-                    self._db = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True, timeout=60)
+                    frozen = "" if Path(f"{self.path}-wal").exists() else "&immutable=1"  # else SQLite makes files beside it
+                    self._db = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro{frozen}", uri=True, timeout=60)
                 self._db.execute("SELECT key, value FROM answers LIMIT 1")
         except FalconError:
             self.close()
@@ -59,12 +63,15 @@ class JudgeCache:
 
     @contextmanager
     def _sound(self) -> Iterator[None]:
-        """Turns what is wrong with the file into a FalconError."""
+        """Turns what is wrong with the file into a FalconError; only a damaged one is to be deleted."""
         try:
             yield
-        except (sqlite3.Error, ValueError) as error:
+        except (OSError, sqlite3.Error, ValueError) as error:
+            damaged = isinstance(error, ValueError) or type(error) is sqlite3.DatabaseError
+            remedy = "wait until nobody writes to it" if "locked" in str(error) else "choose another file with judge.cache"
             raise FalconError(
-                f"{self.path} is no judge cache, or a damaged one: {error}", f"delete {self.path}, it is filled again"
+                f"{self.path} cannot be used as a judge cache: {error}",
+                f"delete {self.path}, it is filled again" if damaged else remedy,
             ) from error
 
     def get(self, key: str) -> Any:

@@ -75,19 +75,22 @@ def called(call: ast.Call) -> str | None:
     return getattr(call.func, "id", None) or getattr(call.func, "attr", None)
 
 
-def definition(tree: ast.Module, name: str) -> ast.stmt | None:
-    """The last top-level statement that binds `name`."""
-    bound = None
-    for node in tree.body:
+def definition(tree: ast.Module, name: str) -> ast.AST | None:
+    """What binds `name` last, outside functions and classes: a function, a class, an import, a variable; None after `del`."""
+    bound: ast.AST | None = None
+    todo: list[ast.AST] = [tree]
+    while todo:
+        node, own = todo.pop(), None
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names = [node.name]
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            names = [alias.asname or alias.name for alias in node.names]
-        elif isinstance(node, ast.Assign):
-            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
-        else:
-            names = []
-        bound = node if name in names else bound
+            own = node.name
+        elif isinstance(node, ast.alias):
+            own = node.asname or node.name
+        elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            own = node.id
+        elif not (isinstance(node, ast.AnnAssign) and node.value is None):  # `add: int` binds nothing
+            todo += reversed(list(ast.iter_child_nodes(node)))
+        if own == name:
+            bound = None if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Del) else node
     return bound
 
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from falconlib.judge.model import read_answer
+from falconlib.judge.model import Answer, Keep, forget, read_answer
 
 
 class LocalChat:
@@ -26,7 +26,7 @@ class LocalChat:
         self.identity = {"model": model.name, "revision": model.fingerprint, "sampling": "greedy, constrained"}
         self.counts = {"asked": 0, "repaired": 0, "unanswered": 0}
 
-    def choose(self, prompts: Sequence[str], fields: Sequence[str], options: Sequence[str]) -> list[dict[str, str] | None]:
+    def choose(self, prompts: Sequence[str], fields: Sequence[str], options: Sequence[str], keep: Keep = forget) -> list[Answer]:
         """One answer per prompt; None when the prompt leaves no room in the model's context."""
         import torch
 
@@ -35,11 +35,14 @@ class LocalChat:
         answers = [
             [*self.model.tokenizer.encode(text, add_special_tokens=False), self.model.tokenizer.eos_token_id] for text in texts
         ]
-        with torch.no_grad():
-            found = [self.answer(prompt, answers) for prompt in prompts]
+        found = []
+        for prompt in prompts:
+            with torch.no_grad():
+                found.append(read_answer(self.answer(prompt, answers), fields, options))
+            keep(prompt, found[-1])
         self.counts["asked"] += len(found)
-        self.counts["unanswered"] += found.count("")
-        return [read_answer(text, fields, options) for text in found]
+        self.counts["unanswered"] += found.count(None)
+        return found
 
     def answer(self, prompt: str, answers: Sequence[Sequence[int]]) -> str:
         """The greedily chosen one of `answers` (token ids, each with eos); "" when the context is too small."""

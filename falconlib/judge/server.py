@@ -1,13 +1,16 @@
 """A judge's model behind an OpenAI-compatible server: hosted, vLLM, llama.cpp, `transformers serve`; from the environment.
 
 FALCON_JUDGE_BASE_URL (such as http://localhost:8000/v1), FALCON_JUDGE_MODEL, FALCON_JUDGE_API_KEY (not needed where the
-server wants none), FALCON_JUDGE_PER_MINUTE (requests, retries among them; no limit without it). Key, user and query of the
-address appear in no message and no file.
+server wants none), FALCON_JUDGE_PER_MINUTE (requests, retries among them; no limit without it), FALCON_JUDGE_SAMPLING (a JSON
+object in place of SAMPLING, for a server that wants other fields, such as {"max_completion_tokens": 4000} or a
+response_format). Key, user and query of the address appear in no message and no file.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
 import sys
 import time
@@ -17,26 +20,25 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from falconlib.errors import FalconError
-from falconlib.judge.model import read_answer
+from falconlib.judge.model import Answer, Keep, forget, read_answer
 
 SAMPLING = {"temperature": 0.0, "seed": 0, "max_tokens": 128}
 PARALLEL = 8  # requests at once
 RETRIES = 3  # of a request that met a full or broken server
 BACKOFF_S = 0.5  # before the first retry, doubled for the next ones, unless the server says when to come back
-SILENT = 5  # questions in a row without any reply: then the rest of the batch is not asked
+SILENT = 5 * PARALLEL  # questions in a row without any reply, five rounds of all places: the rest of the batch is not asked
 REPAIR = "That is not one JSON object with these fields: {fields}; each one of: {options}. Answer again, with nothing else."
+AGAIN = "That was only to show the form. Now answer the question about the program, with nothing else."
 REMEDY = "check FALCON_JUDGE_BASE_URL, FALCON_JUDGE_MODEL and FALCON_JUDGE_API_KEY"
-
-Answer = dict[str, str] | None
 
 
 class ServerChat:
-    """A Chat. model: "" is $FALCON_JUDGE_MODEL. timeout_s: for a question, retries and repair included, the wait for its turn
-    not. Raises FalconError when the address, the model or the package `openai` is missing or unusable."""
+    """A Chat. model: "" is $FALCON_JUDGE_MODEL. revision: see JudgeConfig. timeout_s: for a question, retries and repair
+    included, the wait for its turn not. Raises FalconError when address, model or the package `openai` is missing or unusable."""
 
     name = "openai"
 
-    def __init__(self, model: str = "", timeout_s: float = 60.0, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, model: str = "", timeout_s: float = 60.0, revision: str = "", clock: Callable[[], float] = time.monotonic):
         try:
             import openai  # noqa: F401
         except ImportError as error:
@@ -52,26 +54,37 @@ class ServerChat:
             raise FalconError("FALCON_JUDGE_API_KEY holds blanks or characters that no header can carry", "copy it again")
         self.model, self.timeout_s, self.clock = model, timeout_s, clock
         self.gate = Gate(os.environ.get("FALCON_JUDGE_PER_MINUTE", "0"), clock)
-        self.identity: dict[str, Any] = {"model": model, "address": public_address(self.url)}
-        self.identity |= {"sampling": SAMPLING, "repair": REPAIR}
+        self.sampling = sampling(os.environ.get("FALCON_JUDGE_SAMPLING", ""))
+        self.identity: dict[str, Any] = {"model": model, "revision": revision, "address": public_address(self.url)}
+        self.identity |= {"sampling": self.sampling, "repair": [REPAIR, AGAIN]}
         self.counts = {"asked": 0, "repaired": 0, "unanswered": 0}
         self.heard, self.silent = False, 0  # whether it ever answered; questions in a row without a reply
 
-    def choose(self, prompts: Sequence[str], fields: Sequence[str], options: Sequence[str]) -> list[Answer]:
-        """One answer per prompt; None after one repair, or when the server stays silent.
+    def choose(self, prompts: Sequence[str], fields: Sequence[str], options: Sequence[str], keep: Keep = forget) -> list[Answer]:
+        """One answer per prompt; None when the server is silent, late, broken, or talks nonsense twice. All are counted.
 
-        After SILENT questions in a row without a reply the rest of the batch is not asked and counts as unanswered.
         Raises FalconError when the server refuses the request itself (key, model name, address), or cannot be reached or
-        understands nothing at the very first question.
+        understands nothing, before it has answered anything. Ctrl-C gives up what is under way.
         """
+        work: list[Any] = []
+
+        async def ask_all() -> list[tuple[Answer, bool]]:
+            work.extend((asyncio.get_running_loop(), asyncio.current_task()))
+            return await self.ask_all(prompts, keep, fields, options)
+
         with ThreadPoolExecutor(1) as pool:  # a thread of its own: a notebook's has an event loop already
-            found = pool.submit(asyncio.run, self.ask_all(prompts, fields, options)).result()
+            try:
+                found = pool.submit(asyncio.run, ask_all()).result()
+            except BaseException:  # Ctrl-C may show itself as another error of a wait that it broke
+                with contextlib.suppress(LookupError, RuntimeError):  # not begun yet, or over already
+                    work[0].call_soon_threadsafe(work[1].cancel)
+                raise
         self.counts["asked"] += len(found)
         self.counts["repaired"] += sum(answer is not None and repaired for answer, repaired in found)
         self.counts["unanswered"] += sum(answer is None for answer, _ in found)
         return [answer for answer, _ in found]
 
-    async def ask_all(self, prompts: Sequence[str], *form: Sequence[str]) -> list[tuple[Answer, bool]]:
+    async def ask_all(self, prompts: Sequence[str], keep: Keep, *form: Sequence[str]) -> list[tuple[Answer, bool]]:
         """The answers, PARALLEL at once; the very first question goes alone, so that a wrong setting is found by one."""
         import openai
 
@@ -81,11 +94,21 @@ class ServerChat:
 
             async def one(prompt: str) -> tuple[Answer, bool]:
                 async with places:
-                    return (None, False) if self.silent >= SILENT else await self.ask(client, prompt, *form)
+                    if self.silent >= SILENT:
+                        return None, False
+                    answer, repaired = await self.ask(client, prompt, *form)
+                keep(prompt, answer)
+                return answer, repaired
 
             alone = 0 if self.heard else 1
             first = [await one(prompt) for prompt in prompts[:alone]]
-            found = [*first, *await asyncio.gather(*map(one, prompts[alone:]))]
+            others = [asyncio.ensure_future(one(prompt)) for prompt in prompts[alone:]]
+            try:
+                found = [*first, *await asyncio.gather(*others)]
+            finally:  # one that failed takes the others along, before their client is closed
+                for task in others:
+                    task.cancel()
+                await asyncio.gather(*others, return_exceptions=True)
         if self.silent >= SILENT:
             text = (
                 f"the judge's server left {self.silent} questions in a row without a reply; the rest of this batch is not asked"
@@ -94,8 +117,10 @@ class ServerChat:
         return found
 
     async def ask(self, client: Any, prompt: str, fields: Sequence[str], options: Sequence[str]) -> tuple[Answer, bool]:
-        """(answer or None, whether a second question was needed)."""
+        """(answer or None, whether a second question was needed). The second one shows an answer of the right form, which even
+        a small model can follow."""
         messages, left = [{"role": "user", "content": prompt}], self.timeout_s
+        form = json.dumps({name: options[(2 - i) % len(options)] for i, name in enumerate(fields)})
         for attempt in (False, True):
             reply, left = await self.reply(client, messages, left)
             self.silent = self.silent + 1 if reply is None else 0
@@ -103,6 +128,7 @@ class ServerChat:
                 return (None, attempt) if reply is None else (answer, attempt)
             wish = REPAIR.format(fields=", ".join(fields), options=", ".join(options))
             messages += [{"role": "assistant", "content": reply[:1000]}, {"role": "user", "content": wish}]
+            messages += [{"role": "assistant", "content": form}, {"role": "user", "content": AGAIN}]
         return None, True
 
     async def reply(self, client: Any, messages: Sequence[dict[str, str]], left: float) -> tuple[str | None, float]:
@@ -113,15 +139,15 @@ class ServerChat:
             await asyncio.sleep(self.gate.turn())
             began, pause, lost = self.clock(), BACKOFF_S * 2**retry, False
             try:
-                request = client.chat.completions.create(model=self.model, messages=messages, **SAMPLING)
+                request = client.chat.completions.create(model=self.model, messages=messages, extra_body=self.sampling)
                 made = await asyncio.wait_for(request, left)  # whole: a server that drips its reply does not prolong it
                 self.heard, text = True, made.choices[0].message.content
                 return (text if isinstance(text, str) else ""), left - (self.clock() - began)
             except openai.APIStatusError as error:
                 code, told = error.status_code, error.response.headers.get("Retry-After", "")
-                if code in (401, 403, 404) or (code == 400 and not self.heard):
+                if not self.heard and code < 500 and code not in (408, 409, 413, 429):
                     raise FalconError(f"the judge's server refuses with {code}{self.said(error, code)}", REMEDY) from None
-                if code not in (408, 409, 429) and code < 500:  # a question it cannot take
+                if code not in (408, 409, 429) and code < 500:  # a question it cannot take, or a key that has run out
                     return None, left
                 pause = float(told) if told.replace(".", "", 1).isdecimal() else pause
             except (openai.APITimeoutError, TimeoutError):
@@ -140,12 +166,26 @@ class ServerChat:
         return None, left
 
     def said(self, error: Exception, code: int) -> str:
-        """What the server says against a request, for a 400 only: it names the parameter. No secret of ours is in it."""
+        """What the server says against a request: it may name the parameter or the model. No secret of ours is in it, and
+        nothing is repeated of what it says about a key."""
         text, parts = str(getattr(error, "message", "")), urlsplit(self.url)
         secrets = [self.key, parts.password, parts.username, *(value for _, value in parse_qsl(parts.query))]
         for secret in filter(None, secrets):
             text = text.replace(secret, "***")
-        return f": {text[:200]}" if code == 400 else ""
+        return f": {text[:200]}" if code not in (401, 403) else ""
+
+
+def sampling(text: str) -> dict[str, Any]:
+    """FALCON_JUDGE_SAMPLING as data, SAMPLING for "". Raises FalconError when it is no JSON object."""
+    try:
+        found = json.loads(text) if text else SAMPLING
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise FalconError(
+            f"FALCON_JUDGE_SAMPLING = {text!r}: a JSON object is expected", 'such as {"max_completion_tokens": 4000}'
+        )
+    return found
 
 
 def public_address(url: str) -> str:

@@ -21,7 +21,7 @@ from falconlib.errors import FalconError
 from falconlib.judge.instruction import faults
 from falconlib.records import Scores, Task
 
-RUBRIC = "static-1"  # raise it when a rule or a table below changes: scores of different rubrics must not be mixed
+RUBRIC = "static-2"  # raise it when a rule or a table below changes: scores of different rubrics must not be mixed
 
 # Names that the task dictates (N802, N803), the end of the text, which extraction decides (W292, W391), and matters of
 # taste (E226, B905) are no style faults. E1, E2, E3 (blanks and indentation) are preview rules, hence the pinned version.
