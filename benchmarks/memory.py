@@ -2,12 +2,13 @@
 
     python benchmarks/memory.py --sizes 1000 10000 100000 1000000 --json --figure growth.png --csv growth.csv
 
-For every size, in a process of its own: a file of that many tasks (384 dimensions, 20,000 of them with two episodes each), recall
-of batches of 32, k = 2 (embedding excluded) against `search` of the very same index with k = 8 on other batches, inserts in
-batches of 1,000 episodes, the time to open and to build the index, sizes, and how many of the eight exact neighbours the index
-finds: for tasks like the stored ones that it has never seen, and for queries that are like none of them.
+For every size, in a process of its own: a file of that many tasks (384 dimensions), each with as many programs as are kept, four
+verified and four failed (2,500 tasks are filled through `add_episodes`, the others by copying their rows), recall of batches of
+32, k = 2 (embedding excluded) against `search` of the very same index with k = 8 on other batches, inserts in batches of 1,000
+episodes, the time to open and to build the index, sizes, and how many of the eight exact neighbours the index finds: for tasks
+like the stored ones that it has never seen, and for queries that are like none of them.
 `--json` prints one line: ratio_vs_faiss_<size>, insert_per_s, recall_ms_<size> (per query), and the rest.
-A million tasks take 3 GiB of disk, 8 GiB of memory and ten minutes or more.
+A million tasks take 7 GiB of disk, 8 GiB of memory and ten minutes or more: `--sizes` without them for a quick look.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ import psutil
 
 from falconlib.memory import LongTermMemory, PolicyStates
 from falconlib.memory.embed import unit
+from falconlib.memory.long_term import KEPT
+from falconlib.memory.store import EPISODE_COLUMNS
 from falconlib.records import Episode, Feedback, Task
 
 DIM, BATCH = 384, 32
@@ -51,12 +54,12 @@ def task(i: int, split: str = "train") -> Task:
 
 
 def episodes(i: int) -> list[Episode]:
+    """As many as memory keeps of a task."""
     code = f"def f(x):\n    total = 0\n    for value in range(x):\n        total += value * {i}\n    return total\n"
     good, bad = Feedback("pass", 1.0, 3), Feedback("runtime_error", 0.0, 3, "TypeError", "line", (4, 4), "unsupported operand")
-    return [
-        Episode(f"bench/{i}", 0, 0, "support", "", "", code, feedback=good),
-        Episode(f"bench/{i}", 0, 1, "support", "", "", code.replace("0", "None", 1), feedback=bad),
-    ]
+    told = [(code.replace("0", str(n), 1), good) for n in range(KEPT)]
+    told += [(code.replace("0", f"None, {n}", 1), bad) for n in range(KEPT)]
+    return [Episode(f"bench/{i}", 0, n, "support", "", "", text, feedback=fate) for n, (text, fate) in enumerate(told)]
 
 
 def median_ms(*actions, repeats: int = 15) -> list[float]:
@@ -75,12 +78,19 @@ def fill(memory: LongTermMemory, size: int) -> dict:
     """Stores the tasks and their episodes, and builds the index: what that took."""
     for start in range(0, size, 20_000):
         memory.add_tasks([task(i) for i in range(start, min(start + 20_000, size))])
-    filled = min(size, 20_000)
-    batches = [[e for i in range(start, min(start + 500, filled)) for e in episodes(i)] for start in range(0, filled, 500)]
+    filled, batch = min(size, 2_500), 1_000 // (2 * KEPT)
+    batches = [[e for i in range(start, start + batch) for e in episodes(i)] for start in range(0, filled, batch)]
     begin = time.perf_counter()
-    for batch in batches:
-        memory.add_episodes(batch)
-    insert = sum(map(len, batches)) / (time.perf_counter() - begin)
+    for told in batches:
+        memory.add_episodes(told)
+    insert = filled * 2 * KEPT / (time.perf_counter() - begin)
+    for start in range(filled, size, 20_000):
+        with memory._store.transaction() as db:
+            db.execute(
+                f"""INSERT INTO episode(task, {EPISODE_COLUMNS}, run_id) SELECT t.id, {EPISODE_COLUMNS}, '' FROM task t
+                    JOIN episode e ON e.task = 1 + t.id % ? WHERE t.id > ? AND t.id <= ? ORDER BY t.id, e.id""",
+                (filled, start, start + 20_000),
+            )
     begin = time.perf_counter()
     memory._search.sync()
     return {"insert_per_s": insert, "build_s": time.perf_counter() - begin}
@@ -89,9 +99,9 @@ def fill(memory: LongTermMemory, size: int) -> dict:
 def found_share(memory: LongTermMemory, queries: np.ndarray) -> float:
     """Share of the 8 exact neighbours of each query [n, d] that the memory's index finds."""
     best, names = np.full((len(queries), 8), -np.inf, np.float32), np.full((len(queries), 8), -1)
-    for ids, vectors in memory._store.vectors(0, DIM):
+    for keys, vectors in memory._store.vectors(0, DIM):
         similar = np.hstack([best, queries @ vectors.T])
-        known = np.hstack([names, np.broadcast_to(ids, (len(queries), len(ids)))])
+        known = np.hstack([names, np.broadcast_to(keys[:, 0], (len(queries), len(keys)))])
         order = np.argsort(-similar, axis=1)[:, :8]
         best, names = np.take_along_axis(similar, order, 1), np.take_along_axis(known, order, 1)
     _, found = memory._search.sync().search(queries, 8)
@@ -151,9 +161,7 @@ def draw(rows: list[dict], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="numbers of tasks (1000000 takes long)"
-    )
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000, 1_000_000], help="numbers of tasks")
     parser.add_argument("--figure", type=Path, help="draw the growth curves into this file")
     parser.add_argument("--csv", type=Path, help="write the table into this file")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")

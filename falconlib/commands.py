@@ -6,12 +6,12 @@ The options themselves and the exit codes are in `cli`.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from typing import Any
 
 from falconlib.config import Profile
 from falconlib.errors import FalconError, did_you_mean
+from falconlib.typed import leaves, typed
 
 NOT_SET = {"name": "--profile <name>", "train.arm": "--set arms=grpo,falcon", "train.seed": "--set seeds=0,1"}
 
@@ -21,6 +21,7 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
 
     Raises FalconError for a pair without "=", an unknown name, a value that is not of the field's type, and for NOT_SET.
     """
+    known = leaves(Profile())
     settings: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -28,38 +29,14 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
             raise FalconError(f"--set {pair}: name=value is expected", "--set train.steps=5")
         if name in NOT_SET:  # the grid sets these in each run: a value from here would be lost
             raise FalconError(f"--set {pair}: {name} is not set this way", NOT_SET[name])
-        settings[name] = _value(name, text)
+        if any(other.startswith(f"{name}.") for other in known):
+            raise FalconError(f"parameter {name} is a group of settings", f"--set {name}.<name>=value")
+        if name not in known:
+            raise did_you_mean("parameter", name, known)
+        kind = known[name][0]
+        value = [item for item in text.split(",") if item] if kind.startswith("tuple") else text
+        settings[name] = typed(value, kind, name, strict=False)
     return settings
-
-
-def _value(name: str, text: str) -> Any:
-    node: Any = Profile()
-    for part in name.split("."):
-        fields = {f.name: f for f in dataclasses.fields(node)} if dataclasses.is_dataclass(node) else {}
-        if part not in fields:
-            raise did_you_mean("parameter", name, _names())
-        kind, node = str(fields[part].type), getattr(node, part)
-    if dataclasses.is_dataclass(node):
-        raise FalconError(f"parameter {name} is a group of settings", f"--set {name}.<name>=value")
-    try:
-        if kind == "bool":
-            return {"true": True, "false": False}[text.lower()]
-        if kind.startswith("tuple"):
-            items = [item for item in text.split(",") if item]
-            return [int(item) for item in items] if "int" in kind else items
-        return {"int": int, "float": float, "str": str}[kind](text)
-    except (ValueError, KeyError) as error:
-        raise FalconError(
-            f"parameter {name} = {text!r} has the wrong type: {kind} is expected", f"--set {name}={node!r}"
-        ) from error
-
-
-def _names(node: Any = None, prefix: str = "") -> list[str]:
-    found: list[str] = []
-    for f in dataclasses.fields(node or Profile()):
-        value = getattr(node or Profile(), f.name)
-        found += _names(value, f"{f.name}.") if dataclasses.is_dataclass(value) else [prefix + f.name]
-    return found
 
 
 def echo(line: str) -> None:
@@ -105,7 +82,7 @@ def doctor(options: argparse.Namespace) -> int:
 def train(options: argparse.Namespace) -> int:
     from falconlib import workflow
     from falconlib.config import load_profile
-    from falconlib.graph import check_machine
+    from falconlib.doctor import require
     from falconlib.reporting import results_root, start
     from falconlib.reporting.run import reference_roots
     from falconlib.sandbox import Sandbox
@@ -122,7 +99,7 @@ def train(options: argparse.Namespace) -> int:
             f"arm {options.arm!r} starts from the SFT adapter, which is not in {roots[0] / key}",
             f"falconlib train --arm sft --profile {options.profile} --seed {options.seed} first",
         )
-    check_machine(profile)
+    require(profile)
     parameters = {"profile": options.profile, "results": "", "overrides": overrides, "arm": options.arm, "seed": options.seed}
     with workflow.lock(roots[0]):
         stage = start("06_train", parameters)
@@ -143,17 +120,18 @@ def evaluate(options: argparse.Namespace) -> int:
     from falconlib.evaluation.submissions import card_text
 
     settings = parse_settings(options.set)
-    named = options.profile is not None  # a profile brings its own model, task sets and sizes; options given win over it
-    base = load_profile(options.profile, settings) if named else override(Profile(), {"tasks.eval_limit": 0} | settings)
+    if options.profile:  # brings its own model, task sets and sizes; options given win over it
+        base = load_profile(options.profile, settings)
+    else:
+        base = override(Profile(), {"tasks.eval_limit": 0, "tasks.benchmarks": ["humaneval"]} | settings)
+    base = override(base, {"model.name": options.model or base.model.name})
     if options.preferences:
-        return preferences(options, override(base, {"model.name": options.model or base.model.name}))
-    tasks = options.tasks.split(",") if options.tasks else list(base.tasks.benchmarks) if named else ["humaneval"]
-    table = run_eval(
-        options.model or base.model.name, options.adapter, tasks, options.mode.split(","), options.memory, base=base,
-        samples=base.eval.samples if options.samples is None else options.samples,
-        limit=base.tasks.eval_limit if options.limit is None else options.limit,
-        seed=options.seed, out=options.out, progress=sys.stderr.isatty(),
-    )  # fmt: skip
+        return preferences(options, base)
+    tasks = options.tasks.split(",") if options.tasks else None
+    given = {"tasks.benchmarks": tasks, "eval.samples": options.samples, "tasks.eval_limit": options.limit}
+    profile = override(base, {name: value for name, value in given.items() if value is not None})
+    modes, live = options.mode.split(","), sys.stderr.isatty()
+    table = run_eval(profile, options.adapter, modes, options.memory, seed=options.seed, out=options.out, progress=live)
     for card in table.attrs["cards"].values():
         echo(f"{card_text(card)}\n")
     echo("\n".join([table.to_string(index=False, float_format="%.3f"), *(f"note: {note}" for note in table.attrs["notes"])]))
@@ -235,7 +213,9 @@ def compare(options: argparse.Namespace) -> int:
 def memory(options: argparse.Namespace) -> int:
     import json
 
+    from falconlib.config import ModelConfig
     from falconlib.memory import LongTermMemory, export, import_export, verify
+    from falconlib.policy.states import policy_states
 
     if options.what == "import":
         import_export(options.path, options.out)
@@ -243,13 +223,15 @@ def memory(options: argparse.Namespace) -> int:
         return 0
     if not options.path.is_file():
         raise FalconError(f"{options.path} is no long-term memory: there is no such file", "give the path of a memory.sqlite")
+    model = getattr(options, "model", None)
+    embedder = policy_states(ModelConfig(name=model)) if model else None
     if options.what == "verify":
-        problems = verify(options.path, repair=options.repair)
+        problems = verify(options.path, repair=options.repair, embedder=embedder)
         unmended = bool(problems) and not options.repair
         remedy = [f"  remedy: falconlib memory verify {options.path} --repair"] if unmended else []
         echo("\n".join(problems + remedy) or "sound")
         return int(unmended)
-    with LongTermMemory(options.path, None, read_only=True) as store:
+    with LongTermMemory(options.path, embedder, read_only=True) as store:
         if options.what == "stats":
             echo(json.dumps(store.stats(), indent=1))
         elif options.what == "search":

@@ -167,9 +167,12 @@ def memory_prompt(program: str, description: str, advice: str, tokenizer: Any, m
     """Text of one verified neighbour program and of the error that is frequent near it, at most `max_tokens` tokens long.
 
     program: source that passed its tests ("" for none). description: of its task. advice: one line ("" for none).
-    A program is shown whole or not at all. What does not fit goes in this order: the advice, then the program.
+    A program is shown whole or not at all, and not with a fence in it. What does not fit goes in this order: the advice, then
+    the program.
     """
+    description, advice = description.replace(FENCE, ""), advice.replace(FENCE, "")
     example = f"A similar task: {description.strip()}\n{OPEN}{program.strip()}\n{FENCE}" if program.strip() else ""
+    example = example if FENCE not in program else ""
     warning = f"Avoid this error: {' '.join(advice.split())}" if advice.strip() else ""
     for parts in ((example, warning), (example,), (warning,)):
         text = "\n".join(part for part in parts if part)

@@ -53,16 +53,18 @@ class Conductor:
         return list(self.long_term.recall(tasks, self.profile.long_term.neighbours))
 
     def memory_text(self, recall: Recall | None) -> tuple[str, tuple[str, ...]]:
-        """Prompt text c of a recall (one verified neighbour program, the frequent error near it) and whose program it is."""
+        """Prompt text c of a recall (the first verified neighbour program that fits, the frequent error near) and whose it is."""
         if recall is None or not recall.neighbours:
             return "", ()
-        helper = next((n for n in recall.neighbours if n.code), None)
         errors = [(count, name, text) for n in recall.neighbours for name, count, text in n.errors]
         _, name, text = max(errors, key=lambda e: (e[0], e[1]), default=(0, "", ""))
         advice = f"{name}: {text}" if text else name
-        program, description = (helper.code or "", helper.description) if helper else ("", "")
-        shown = prompts.memory_prompt(program, description, advice, self.policy.tokenizer, self.profile.long_term.prompt_tokens)
-        return shown, (helper.task_id,) if helper and program.strip() in shown else ()
+        tokenizer, limit = self.policy.tokenizer, self.profile.long_term.prompt_tokens
+        for n in recall.neighbours:
+            shown = prompts.memory_prompt(n.code or "", n.description, advice, tokenizer, limit)
+            if n.code and n.code.strip() in shown:
+                return shown, (n.task_id,)
+        return prompts.memory_prompt("", "", advice, tokenizer, limit), ()
 
     def prompts(self, tasks: Sequence[Task], with_memory: bool) -> list[tuple[prompts.Prompt, str, tuple[str, ...]]]:
         """Prompt, recalled text and whose program it shows, per task; the text is empty without memory."""

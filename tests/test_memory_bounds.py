@@ -88,7 +88,7 @@ def test_of_two_imports_to_one_name_one_wins(path, monkeypatch):
         ("task_text_hash", 1),
         ("task_id", 2**63),
         ("task_description", [1]),
-        ("episode_code", "import os"),
+        ("episode_code", None),
         ("episode_feedback", "{}"),
     ],
 )
@@ -130,7 +130,7 @@ def test_a_recall_sees_one_state_of_the_file(tmp_path, monkeypatch):
 
             return wrapped
 
-        for owner, name in ((memory, "_lookup"), (memory._store, "embeddings"), (memory._search, "_ranks")):
+        for owner, name in ((memory, "_lookup"), (memory._search, "_ranks")):
             with monkeypatch.context() as patch:
                 patch.setattr(owner, name, evict_after(getattr(owner, name)))
                 assert all(len(r.neighbours) == 2 for r in memory.recall([*tasks[:2], QUERY], 2))
@@ -152,6 +152,43 @@ def test_evicted_rows_in_an_index_hide_nothing(tmp_path):
         index = reader._search.index
         writer.add_tasks([make_task(f"c{i}", at(20 + i * 1e-3)) for i in range(250)])  # fewer than a tenth
         assert len(reader.recall([QUERY], 8)[0].neighbours) == 8 and reader._search.index is index and len(index) == 3250
+
+
+def test_an_index_with_evicted_rows_is_saved_and_loaded(tmp_path, monkeypatch):
+    pytest.importorskip("faiss")
+    with LongTermMemory(tmp_path / "m", Planar(), max_tasks=100) as memory:
+        memory.add_tasks([make_task(f"a{i}", at(i / 2)) for i in range(100)])
+        memory.recall([QUERY], 1)
+        memory.add_tasks([make_task(f"b{i}", at(60 + i)) for i in range(5)])
+        expected = names(memory.recall([QUERY], 8)[0])
+    assert expected[0] == "toy/a5" and verify(tmp_path / "m") == []
+    with LongTermMemory(tmp_path / "m", Planar(), max_tasks=100) as memory, monkeypatch.context() as patch:
+        patch.setattr(memory._store, "vectors", lambda *_: pytest.fail("the index was built again"))
+        assert names(memory.recall([QUERY], 8)[0]) == expected and len(memory._search.index) == 105
+    sidecar = tmp_path / "m.faiss.json"
+    whole = json.loads(sidecar.read_text())
+    sidecar.write_text(json.dumps(whole | {"keys": "00" * 16 + whole["keys"][32:]}))  # another id for a row that has gone
+    assert "is damaged" in verify(tmp_path / "m")[0]
+    sidecar.write_text(json.dumps(whole))
+    with LongTermMemory(tmp_path / "m", Planar(), max_tasks=100) as memory:
+        memory.add_tasks([make_task(f"c{i}", at(60 + i)) for i in range(20)])
+        assert names(memory.recall([QUERY], 8)[0])[0] == "toy/a25"  # a fifth of the saved index is gone: it is built again
+        assert len(memory._search.index) == 100
+
+
+@pytest.mark.parametrize("looked", [False, True])
+def test_an_index_of_rows_to_come_is_not_used(tmp_path, looked):
+    with LongTermMemory(tmp_path / "m", Planar()) as memory:
+        memory.add_tasks([make_task(f"a{i}", at(20 + i)) for i in range(61)])
+        memory.snapshot(tmp_path / "snap")
+        memory.add_tasks([make_task("far", at(85))])
+        memory.recall([QUERY], 1)
+    with LongTermMemory(tmp_path / "m", Planar()) as memory:
+        memory.restore(tmp_path / "snap")
+        if looked:
+            memory.recall([QUERY], 1)
+        memory.add_tasks([make_task("near", at(1))])  # takes the row that "far" had in the saved index
+        assert names(memory.recall([QUERY], 1)[0]) == ["toy/near"]
 
 
 def test_many_near_duplicates_of_evaluation_tasks_hide_nothing(tmp_path):
@@ -191,12 +228,14 @@ def test_an_index_of_other_vectors_is_found_out(path):
     before, sidecar = contents(path), Path(f"{path}.faiss.json")
     turned = faiss.IndexFlatIP(1024)
     turned.add(HashedTfidf().encode(TEXTS)[::-1].copy())
-    for data in (faiss.serialize_index(turned).tobytes(), b"IxXX" + bytes(500)):  # whole in itself, or of an unknown kind
+    for data in (b"IxXX" + bytes(500), faiss.serialize_index(turned).tobytes()):  # of an unknown kind, or whole in itself
         Path(f"{path}.faiss").write_bytes(data)
-        sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"sha256": hashlib.sha256(data).hexdigest()}))
-        assert "of another memory" in verify(path)[0] and contents(path) == before
-    for last in ("x", 10**25, None, 1e99):
-        sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"last": last}))
+        told = json.loads(sidecar.read_text())
+        whole = hashlib.sha256(data + bytes.fromhex(told["keys"])).hexdigest()
+        sidecar.write_text(json.dumps(told | {"sha256": whole}))
+        assert contents(path) == before
+    for keys in ("x", "00", 10**25, None):
+        sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"keys": keys}))
         assert contents(path) == before
     Path(f"{path}.faiss").unlink()
     Path(f"{path}.faiss").mkdir()
@@ -254,7 +293,7 @@ def test_newcomers_stay_and_evicted_tasks_are_passed_over(tmp_path):
 
 def test_verify_finds_what_sqlite_does_not(path):
     for statement, message in (
-        ("UPDATE episode SET code = 'import os' WHERE id = 2", "program 2 is damaged"),
+        ("UPDATE episode SET code = x'00ff' WHERE id = 2", "program 2 is damaged"),
         ("UPDATE episode SET feedback = '{' WHERE id = 3", "program 3 is damaged"),
         ("DROP INDEX task_rank", "INDEX task_rank ON task is missing"),
         ("DROP TABLE episode", "no such table: episode"),
@@ -266,8 +305,12 @@ def test_verify_finds_what_sqlite_does_not(path):
     assert sorted(p.name for p in path.parent.glob("*.damaged*")) == [f"m.sqlite.damaged{n}" for n in ("", "-2", "-3", "-4")]
     with LongTermMemory(path) as memory:
         assert memory.stats()["tasks"] == 12 and len(memory.recall(TASKS, 2)) == 12
+        change(path, "UPDATE task SET utility = 'much'")
+        with pytest.raises(FalconError, match="a utility is no number") as caught:
+            memory.recall(TASKS, 2)
+        assert "--repair" in caught.value.remedy
     change(path, "UPDATE meta SET value = 'many' WHERE key = 'dim'")
-    with pytest.raises(FalconError, match="does not say which embedder"):
+    with pytest.raises(FalconError, match="does not say with which embedder"):
         LongTermMemory(path)
     change(path, "UPDATE meta SET value = '1024' WHERE key = 'dim'", "PRAGMA user_version = 9")
     with pytest.raises(FalconError, match="has schema 9, 1 is expected"):
@@ -301,13 +344,19 @@ def test_a_repair_spares_other_processes_links_and_earlier_copies(path):
     assert path.read_bytes() == first and set(os.listdir(path.parent)) <= {*names_before, "m.sqlite-shm"}
     link = path.parent / "link"
     link.symlink_to(path)
-    left = path.parent / ".m.sqlite.faiss.1"
-    left.touch()
-    os.utime(left, (0, 0))
-    (path.parent / ".m.sqlite.faiss.2").touch()  # of a process that may still be writing it
+    ours = [path.parent / name for name in (".m.sqlite.faiss.a_b12345", ".m.sqlite.faiss.json.abcdefgh", ".m.sqlite.private-abc")]
+    users = [path.parent / name for name in (".m.sqlite.bak", ".m.sqlite.swp", ".m.sqlite.original", ".m.sqlite.faiss.old")]
+    ours[-1].mkdir()
+    (ours[-1] / "m.sqlite").touch()
+    for file in (*ours[:-1], *users):
+        file.touch()
+    for file in (*ours, *users):
+        os.utime(file, (0, 0))
+    (path.parent / ".m.sqlite.faiss.zzzzzzzz").touch()  # of a process that may still be writing it
     verify(link, repair=True)
     assert link.is_symlink() and verify(path) == [] and Path(f"{path}.damaged").read_bytes() == first
-    assert not left.exists() and (path.parent / ".m.sqlite.faiss.2").exists()
+    assert not any(file.exists() for file in ours) and all(file.exists() for file in users)
+    assert (path.parent / ".m.sqlite.faiss.zzzzzzzz").exists()
     second = spoil(path)
     verify(path, repair=True)
     assert Path(f"{path}.damaged").read_bytes() == first and Path(f"{path}.damaged-2").read_bytes() == second
@@ -350,6 +399,20 @@ def test_half_characters_and_numbers_out_of_range(tmp_path):
             lambda: memory.add_episodes([replace(episode(TASKS[1], "x"), step=2**70)]),
             lambda: memory.update_utility({"toy/1": float("inf")}, 0.2),
             lambda: memory.update_utility({"toy/1": float("nan")}, 0.2),
+            lambda: memory.update_utility({"toy/1": "0.5"}, 0.2),
+            lambda: memory.update_utility({"toy/1": 0.5}, "much"),
+            lambda: memory.update_utility({"toy/1": 1e308}, -1e5),
+            lambda: memory.update_utility({"toy/1": 0.5}, float("nan")),
+            lambda: memory.recall(TASKS, -1),
+            lambda: memory.add_tasks([replace(TASKS[1], task_id="toy/\0")]),
+            lambda: memory.add_tasks([make_task("new", None)]),
+            lambda: memory.add_tasks([replace(make_task("new", "new"), tests=[1])]),
+            lambda: memory.add_tasks(["toy/1"]),
+            lambda: memory.add_golds([replace(TASKS[1], gold=1)]),
+            lambda: memory.add_episodes([episode(TASKS[2], "x"), replace(episode(TASKS[1], "x"), code=None)]),
+            lambda: memory.add_episodes([episode(TASKS[1], "x", "fail", 5)]),
+            lambda: memory.add_episodes([episode(TASKS[1], "x", reward=float("nan")), episode(TASKS[1], "x", reward=1.0)]),
+            lambda: memory.add_episodes([replace(episode(TASKS[1], "x"), rollout="first")]),
             lambda: memory.search("x", 0),
         ):
             with pytest.raises(FalconError):
@@ -362,7 +425,7 @@ def test_half_characters_and_numbers_out_of_range(tmp_path):
 def test_settings_on_which_promises_rest(tmp_path, monkeypatch):
     with LongTermMemory(tmp_path / "m", Planar()) as memory:
         assert [memory._store.number(p) for p in ("foreign_keys", "journal_mode", "synchronous")] == [1, "wal", 2]
-        monkeypatch.setattr(memory, "_lookup", lambda tasks: {})  # as if another process stored them a moment later
+        assert memory._store.number("mmap_size") == 0  # else a file that is cut while it is open kills the process (SIGBUS)
         memory.add_tasks([make_task(0, at(0))])
         memory.add_tasks([make_task(0, at(0)), make_task(1, at(13.5)), make_task(2, at(14.5))])
         assert memory.blocklist([QUERY]) == ["toy/0", "toy/1"] and memory._store.count() == 3  # cos 0.972 and 0.968
@@ -396,8 +459,11 @@ def test_a_malformed_short_term_state_changes_nothing():
         with pytest.raises(FalconError):
             memory.load(odd)
         assert memory.state() == state
-    (episodes,) = [row[1] for row in state["tasks"]]
-    memory.load(state | {"tasks": [[f"t{i}", episodes * 3] for i in range(9)]})
+    ((episode_of_0,),) = [row[1] for row in state["tasks"]]
+    with pytest.raises(FalconError, match="another task's name"):
+        memory.load(state | {"tasks": [["toy/1", [episode_of_0]]]})
+    assert memory.state() == state
+    memory.load(state | {"tasks": [[f"t{i}", [episode_of_0 | {"task_id": f"t{i}"}] * 3] for i in range(9)]})
     assert len(memory) == 4 and memory.tasks() == ["t7", "t8"]
 
 

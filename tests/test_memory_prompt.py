@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from test_memory import TASKS, episode, make_task
 
-from falconlib.memory import LongTermMemory, ShortTermMemory
+from falconlib.memory import LongTermMemory, Neighbour, Recall, ShortTermMemory
 from falconlib.memory.embed import HashedTfidf
 from falconlib.rollout import Conductor
 
@@ -85,3 +85,19 @@ def test_the_buffers_of_a_resumed_run_are_those_of_the_first(conductor):
     assert conductor.buffers([EVEN, ODD, TASKS[2]], fresh) != before
     conductor.short_term.load(state)
     assert conductor.buffers([EVEN, ODD, TASKS[2]], fresh) == before
+
+
+def test_the_first_program_that_fits_is_shown(conductor):
+    long = Neighbour("toy/long", 0.9, 0.0, "Do it all.", "def f():\n" + "    x = 1\n" * 400)
+    short = Neighbour("toy/short", 0.8, 0.0, "Do one thing.", "def g():\n    return 1\n")
+    text, shown = conductor.memory_text(Recall((long, replace(long, code=None), short)))
+    assert shown == ("toy/short",) and text == "A similar task: Do one thing.\n```python\ndef g():\n    return 1\n```"
+    assert conductor.memory_text(Recall((long,))) == ("", ())
+
+
+def test_no_fence_comes_in_with_what_is_recalled(conductor):
+    fenced = Neighbour("toy/a", 0.9, 0.0, "Do.", 'def f():\n    """```\n    x\n    ```"""\n')
+    plain = Neighbour("toy/b", 0.8, 0.0, "Do ```this```.", "def g():\n    return 1\n", (("E", 2, "a ``` b"),))
+    text, shown = conductor.memory_text(Recall((fenced, plain)))
+    assert shown == ("toy/b",) and text.startswith("A similar task: Do this.\n```python\ndef g") and text.count("```") == 2
+    assert text.endswith("Avoid this error: E: a b")

@@ -12,7 +12,6 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -67,17 +66,22 @@ class NumpyFlat:
 
 
 class VectorIndex:
-    """Vectors [n, dim] with database ids (int64 [n], ascending). flat_limit: vectors up to which the search is exact."""
+    """Vectors [n, dim] with their keys, int64 [n, 2]: database ids (ascending) and text hashes, by which a saved index is known
+    to fit. flat_limit: vectors up to which the search is exact.
+
+    On a GPU the index is always flat, searched there, saved and loaded as the CPU's. The tests put a stand-in for faiss's calls
+    in its place; no card has run this.
+    """
 
     def __init__(self, dim: int, flat_limit: int):
         self.dim, self.flat_limit = dim, flat_limit
-        self.ids = np.empty(0, np.int64)
+        self.keys = np.empty((0, 2), np.int64)
         self._faiss = load_faiss()
         self.gpu = hasattr(self._faiss, "StandardGpuResources") and self._faiss.get_num_gpus() > 0
         self._use("flat")
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.keys)
 
     def _use(self, kind: str, index=None) -> None:
         """Takes `index` (None: a new one of this kind), moved to the GPU where there is one."""
@@ -100,14 +104,14 @@ class VectorIndex:
         """The kind of index that `count` vectors should have."""
         return "flat" if count <= self.flat_limit or self.gpu or self._faiss is None else "hnsw"
 
-    def add(self, ids: np.ndarray, vectors: np.ndarray) -> None:
+    def add(self, keys: np.ndarray, vectors: np.ndarray) -> None:
         """Appends rows, whose ids are above all earlier ones. Growing past the limit moves every vector into the other kind."""
-        if self.kind_for(len(self) + len(ids)) != self.kind:
+        if self.kind_for(len(self) + len(keys)) != self.kind:
             if len(self):
                 vectors = np.concatenate([self.rows(np.arange(len(self))), vectors])
             self._use("hnsw")
         self._index.add(np.ascontiguousarray(vectors, np.float32))
-        self.ids = np.concatenate([self.ids, ids])
+        self.keys = np.concatenate([self.keys, keys])
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest rows of each query, best first, ties by id: cosines float64 [n, k], ids int64 [n, k] (no row: -inf, -1).
@@ -118,46 +122,59 @@ class VectorIndex:
             return np.full((len(queries), k), -np.inf), np.full((len(queries), k), -1)
         _, found = self._index.search(np.ascontiguousarray(queries, np.float32), min(k, len(self)))
         rows = self.rows(np.maximum(found, 0).ravel()).reshape(*found.shape, self.dim)
-        exact = np.vecdot(rows.astype(np.float64), queries[:, None, :].astype(np.float64))
-        exact = np.where(found < 0, -np.inf, exact)
-        ids = np.where(found < 0, -1, self.ids[found])
+        exact = np.where(found < 0, -np.inf, np.vecdot(rows, queries[:, None, :], dtype=np.float64))
+        ids = np.where(found < 0, -1, self.keys[found, 0])
         order = np.lexsort((ids, -exact), axis=1)
         return np.take_along_axis(exact, order, 1), np.take_along_axis(ids, order, 1)
 
-    def save(self, path: Path, stamp: dict) -> None:
-        """Writes the index to `path`, `stamp` and that file's hash to `path`.json, each atomically. FalconError: full disk."""
+    def save(self, path: Path, embedder: str) -> None:
+        """Writes the index to `path`, its kind, hash, keys and the embedder's fingerprint to `path`.json, each atomically. Raises
+        FalconError on a full disk."""
         if self._faiss is None:
             return
         data = self._faiss.serialize_index(self._faiss.index_gpu_to_cpu(self._index) if self.gpu else self._index)
-        sidecar = {**stamp, "kind": self.kind, "sha256": hashlib.sha256(data).hexdigest()}
-        write_bytes(path, memoryview(data))
-        write_text(Path(f"{path}.json"), json.dumps(sidecar))
+        write_bytes(path, data.data)
+        stamp = _stamp(data, self.keys, self.kind_for(len(self)), embedder)
+        write_text(Path(f"{path}.json"), json.dumps({**stamp, "keys": self.keys.tobytes().hex()}))
 
-    def load(self, path: Path, expected: Callable[[int], tuple[np.ndarray, dict]]) -> bool:
-        """Takes the saved index if it is whole and fits the database; else False, and the index stays empty.
-
-        expected: last id that the file holds -> (ids up to it, stamp that the sidecar must carry).
-        """
-        if self._faiss is None:
+    def load(self, path: Path, embedder: str) -> bool:
+        """Takes the saved index, keys too, if it is whole, of this embedder and of the kind for its size; else False."""
+        if self._faiss is None or not (found := read(path, embedder)):
             return False
-        try:
-            sidecar = json.loads(Path(f"{path}.json").read_bytes())
-            data = np.fromfile(path, np.uint8)
-            ids, stamp = expected(sidecar["last"])
-        except (OSError, ValueError, TypeError, KeyError, FalconError):
-            return False  # missing, half a sidecar, or a number that SQLite cannot hold: the caller rebuilds
-        if sidecar != {**stamp, "kind": self.kind_for(len(ids)), "sha256": hashlib.sha256(data).hexdigest()}:
-            return False
+        data, keys, kind = found
         try:
             index = self._faiss.deserialize_index(data)
-        except RuntimeError:  # of another version of faiss
+        except RuntimeError:
+            return False  # of another version of faiss: the caller rebuilds
+        if (index.d, index.ntotal, kind) != (self.dim, len(keys), self.kind_for(len(keys))):
             return False
-        if (index.d, index.ntotal) != (self.dim, len(ids)):
-            return False
-        self._use(sidecar["kind"], index)
-        self.ids = ids
+        self.keys = keys
+        self._use(kind, index)
         return True
+
+    def holds(self, ids: np.ndarray, vectors: np.ndarray) -> bool:
+        """Whether the rows of these ids, as far as the index goes, are these vectors [n, dim]."""
+        known = ids <= self.keys[-1, 0]
+        return np.array_equal(self.rows(np.searchsorted(self.keys[:, 0], ids[known])), vectors[known])
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
         """The vectors at these places, float32 [n, dim]."""
         return self._index.reconstruct_batch(positions)
+
+
+def _stamp(data: np.ndarray, keys: np.ndarray, kind: str, embedder: str) -> dict:
+    """What the sidecar of an index with these bytes says beside its keys."""
+    whole = hashlib.sha256(data.data)
+    whole.update(keys.tobytes())
+    return {"kind": kind, "count": len(keys), "embedder": embedder, "sha256": whole.hexdigest()}
+
+
+def read(path: Path, embedder: str) -> tuple[np.ndarray, np.ndarray, str] | None:
+    """(bytes, keys, kind) of a saved index; None unless it is whole and of this embedder."""
+    try:
+        sidecar = json.loads(Path(f"{path}.json").read_bytes())
+        data = np.fromfile(path, np.uint8)
+        keys = np.frombuffer(bytes.fromhex(sidecar.pop("keys")), np.int64).reshape(-1, 2)
+        return (data, keys, sidecar["kind"]) if sidecar == _stamp(data, keys, sidecar["kind"], embedder) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None  # missing, or half a sidecar

@@ -7,6 +7,9 @@ import hashlib
 import unicodedata
 import warnings
 
+DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+DEEPEST = 60  # levels of a syntax tree: `unparse` takes six stack frames for each, and how many are left depends on the caller
+
 
 def clean(text: str) -> str:
     """Text that SQLite can hold: half a surrogate pair, which sampled text may contain, becomes '?'."""
@@ -20,16 +23,22 @@ def text_hash(text: str) -> int:
 
 
 def program_hash(code: str) -> str:
-    """Hash of a program's syntax tree (layout, comments and doc strings do not count); of its words when it does not parse."""
+    """Hash of a program's syntax tree (layout, comments and doc strings do not count); of its words when it does not parse or is
+    nested too deep."""
+    code = clean(code)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the program's own odd escapes are none of our business
             tree = ast.parse(code)
+        level: list[ast.AST] = [tree]
+        for _ in range(DEEPEST):
+            level = [child for node in level for child in ast.iter_child_nodes(node)]
+        if level:
+            raise RecursionError
         for node in ast.walk(tree):
-            named = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-            if named and ast.get_docstring(node, clean=False) is not None:
+            if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
                 node.body = node.body[1:] or [ast.Pass()]
         code = ast.unparse(tree)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         code = "\n".join(code.split())
-    return hashlib.sha256(clean(code).encode()).hexdigest()[:32]
+    return hashlib.sha256(code.encode()).hexdigest()[:32]

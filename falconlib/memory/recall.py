@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from falconlib.errors import FalconError
 from falconlib.memory._faiss import VectorIndex
 from falconlib.memory.store import BEST_FIRST, LISTED, Store
 
 TOP = 8  # [ours] candidates by cosine, before utility re-ranks them
+SPARE = 4  # [ours] rows fetched beyond them: the query itself, one to tell a tie by, and two that may not be shown
 NEAR = 0.97  # [ours] a training task this close to an evaluation task is never recalled
 WIDEST = 2048  # most rows fetched for one query while looking for TOP admissible ones; a GPU index of FAISS gives no more
 GHOSTS = 0.1  # [ours] share of an index that evicted tasks may take up before it is built again
@@ -62,8 +65,10 @@ class Searcher:
 
     def nearest(self, vectors: np.ndarray, own: Sequence, hashes: Sequence, k: int) -> list[list[tuple[int, float, float]]]:
         """(id, similarity, utility) of the k best rows per query. own, hashes: id and text hash of the query (None: none)."""
+        if k < 1:
+            raise FalconError(f"{k} tasks cannot be recalled", "give k of at least 1")
         index, wanted, chosen = self.sync(), max(TOP, k), []
-        first = min(2 * wanted, WIDEST)
+        first = min(wanted + SPARE, WIDEST)
         similar, found = index.search(vectors, first)
         ranks = self._ranks(found)
         if len(ranks) < len(np.unique(found[found >= 0])) and len(index) > (1 + GHOSTS) * self.store.count():
@@ -82,9 +87,9 @@ class Searcher:
                 ranks |= self._ranks(ids)
             if len(good) < wanted and fetched < len(index):  # in a crowd of rows that may not be shown: through the table itself
                 good = []
-                for ids, stored in self.store.vectors(0, self.dim):
-                    near = np.vecdot(stored.astype(np.float64), vectors[row].astype(np.float64))
-                    good += self._admissible(ids, near, self._ranks(ids), own[row], hashes[row])
+                for keys, stored in self.store.vectors(0, self.dim):
+                    near = np.vecdot(stored, vectors[row], dtype=np.float64)
+                    good += self._admissible(keys[:, 0], near, self._ranks(keys[:, 0]), own[row], hashes[row])
                     good = sorted(good, key=lambda x: (-x[1], x[0]))[:wanted]
             chosen.append(sorted(good[:wanted], key=lambda x: (-x[1] - x[2], x[0]))[:k])
         return chosen
@@ -98,32 +103,34 @@ class Searcher:
         ]
 
     def _ranks(self, ids: np.ndarray) -> dict[int, tuple[float, int]]:
-        """id -> (utility, text hash) of the rows that still exist."""
+        """id -> (utility, text hash) of the rows that still exist. Raises FalconError on a utility that is no number."""
         sql = f"SELECT id, utility, text_hash FROM task INDEXED BY task_rank WHERE id IN {LISTED}"
-        return {i: (u, h) for i, u, h in self.store.rows(sql, np.unique(ids).tolist())}
+        ranks = {i: (u, h) for i, u, h in self.store.rows(sql, np.unique(ids).tolist())}
+        if not all(isinstance(u, float) for u, _ in ranks.values()):
+            raise self.store.damaged("a utility is no number")
+        return ranks
 
     def describe(self, chosen: list[list[tuple[int, float, float]]]) -> list[Recall]:
         """Joins descriptions, best verified programs and error classes to the chosen rows."""
         ids = sorted({i for row in chosen for i, _, _ in row})
-        names = {i: (t, d) for i, t, d in self.store.rows(f"SELECT id, task_id, description FROM task WHERE id IN {LISTED}", ids)}
-        codes: dict[int, str] = {}
-        sql = f"SELECT task, code FROM episode WHERE verified AND task IN {LISTED} ORDER BY {BEST_FIRST}"
-        for i, code in self.store.rows(sql, ids):
-            codes.setdefault(i, code)
-        errors: dict[int, dict[str, list]] = {i: {} for i in ids}
+        best = f"SELECT code FROM episode WHERE verified AND task = t.id ORDER BY {BEST_FIRST} LIMIT 1"
+        known = self.store.rows(f"SELECT id, task_id, description, ({best}) FROM task AS t WHERE id IN {LISTED}", ids)
+        tasks = {i: texts for i, *texts in known}
+        errors: dict[int, list[tuple[str, int, str]]] = {i: [] for i in ids}
         # a plain wrong answer ("fail") is no class of error: marking it frequent would punish every wrong answer near it
-        failed = f"NOT verified AND error_class <> 'fail' AND task IN {LISTED}"
-        sql = f"SELECT task, error_class, count, message FROM episode WHERE {failed} ORDER BY id DESC"
-        for i, name, count, message in self.store.rows(sql, ids):
-            errors[i].setdefault(name, [0, message])[0] += count
+        failed = f"NOT verified AND error_class <> 'fail' AND task IN {LISTED}"  # max(id) picks the row that gives the message
+        classes = f"SELECT task, error_class, sum(count) AS n, message, max(id) FROM episode WHERE {failed} GROUP BY 1, 2"
+        for i, *error, _ in self.store.rows(f"{classes} ORDER BY n DESC, error_class", ids):
+            errors[i].append(tuple(error))
         recalls = []
         for row in chosen:
             total: Counter[str] = Counter()
             neighbours = []
             for i, similarity, utility in row:
-                total.update({name: count for name, (count, _) in errors[i].items()})
-                often = sorted(((n, c, m) for n, (c, m) in errors[i].items() if c >= 2), key=lambda x: (-x[1], x[0]))
-                neighbours.append(Neighbour(names[i][0], similarity, utility, names[i][1], codes.get(i), tuple(often)))
+                for name, count, _ in errors[i]:
+                    total[name] += count
+                (task_id, description, code), often = tasks[i], tuple(error for error in errors[i] if error[1] >= 2)
+                neighbours.append(Neighbour(task_id, similarity, utility, description, code, often))
             recalls.append(Recall(tuple(neighbours), frozenset(name for name, count in total.items() if count >= 2)))
         return recalls
 
@@ -137,35 +144,40 @@ class Searcher:
         if self.index is None:
             self.index = self.load() or VectorIndex(self.dim, self.flat_limit)
             self._saved = len(self.index)
-        last = int(self.index.ids[-1]) if len(self.index) else 0
+        last = int(self.index.keys[-1, 0]) if len(self.index) else 0
         if self.store.last() > last:
-            for ids, vectors in self.store.vectors(last, self.dim):
-                self.index.add(ids, vectors)
+            for keys, vectors in self.store.vectors(last, self.dim):
+                self.index.add(keys, vectors)
             if len(self.index) - self._saved > SAVE_EVERY:
-                self.save()
+                with suppress(FalconError):  # no room: a recall needs no file, and `close` says so
+                    self.save()
         self._block_new()
         return self.index
 
     def load(self) -> VectorIndex | None:
-        """The saved index if it belongs to the table: by its stamp, and by a few of its vectors."""
+        """The saved index if it belongs to the table: every row up to its last is in it, few others, and some vectors agree."""
         index = VectorIndex(self.dim, self.flat_limit)
+        if not index.load(self.path, self.store.meta["embedder"]) or not len(index):
+            return None
+        last = int(index.keys[-1, 0])
         with self.store.transaction(write=False):
-            if not index.load(self.path, self.store.stamp):
-                return None
-            some = np.arange(0, len(index), max(1, len(index) // 16))
-            stored = self.store.embeddings(index.ids[some].tolist(), self.dim)
-        return index if np.array_equal(index.rows(some), [stored[i] for i in index.ids[some].tolist()]) else None
+            table = self.store.keys(last)
+            places = np.searchsorted(index.keys[:, 0], table[:, 0])
+            some = table[:: max(1, len(table) // 16), 0]
+            sql = f"SELECT embedding FROM task WHERE id IN {LISTED} ORDER BY id"
+            stored = self.store.matrix([blob for (blob,) in self.store.rows(sql, some.tolist())], self.dim)
+            reused = self.store.last() < last  # after a restore: rows to come would have ids that the index knows
+        if reused or len(index) > (1 + GHOSTS) * len(table) or not np.array_equal(index.keys[places], table):
+            return None
+        return index if index.holds(some, stored) else None
 
     def save(self) -> None:
-        """Writes the index file if it has grown. Raises FalconError on a full disk; nothing is lost then."""
+        """Writes the index file if it has changed. Raises FalconError on a full disk; nothing is lost then."""
         if self.index is None or self.store.read_only or len(self.index) == self._saved:
             return
-        with self.store.transaction(write=False):
-            ids, stamp = self.store.stamp(int(self.index.ids[-1]))
-            same = self.store.number("schema_version") == self._version
-        if same and np.array_equal(ids, self.index.ids):  # else tasks have been evicted, or all replaced: left to be rebuilt
-            self.index.save(self.path, stamp)
-            self._saved = len(ids)
+        if self.store.number("schema_version") == self._version:  # else another state was restored: left to be rebuilt
+            self.index.save(self.path, self.store.meta["embedder"])
+            self._saved = len(self.index)
 
     def block(self, evaluation: np.ndarray) -> list[int]:
         """Holds back tasks with a cosine above NEAR to a row of `evaluation` [m, d], those added later too. Returns their ids."""
@@ -175,6 +187,6 @@ class Searcher:
 
     def _block_new(self) -> None:
         if len(self._evaluation):
-            for ids, vectors in self.store.vectors(self._checked, self.dim):
-                self._blocked.update(ids[(vectors @ self._evaluation.T).max(1) > NEAR].tolist())
-                self._checked = int(ids[-1])
+            for keys, vectors in self.store.vectors(self._checked, self.dim):
+                self._blocked.update(keys[(vectors @ self._evaluation.T).max(1) > NEAR, 0].tolist())
+                self._checked = int(keys[-1, 0])

@@ -62,9 +62,12 @@ class ShortTermMemory:
                     "resume with the profile that the run was started with",
                 )
         try:
-            self._rings = OrderedDict(
+            rings = OrderedDict(
                 (task, deque((from_dict(Episode, e) for e in episodes), maxlen=self.size)) for task, episodes in state["tasks"]
             )
+            if any(e.task_id != task for task, ring in rings.items() for e in ring):
+                raise ValueError("an episode under another task's name")
         except (KeyError, TypeError, ValueError) as error:
             raise FalconError(f"malformed short-term memory: {error!r}", "resume from an earlier checkpoint") from error
+        self._rings = rings
         self.add(())  # drops what is beyond `total`

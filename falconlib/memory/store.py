@@ -15,11 +15,13 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import quote
 
 import numpy as np
 
 from falconlib.errors import FalconError
+from falconlib.files import write_ahead
 
 APPLICATION, VERSION = 0xFA1C0, 1  # written into the file's header: whose file, which schema
 SCHEMA = (
@@ -40,6 +42,7 @@ EPISODE_COLUMNS = "ast_hash, verified, source, code, count, status, error_class,
 # Gold first (checked by the data set's authors), then the better rewarded, the shorter, the older.
 BEST_FIRST = "source = 'gold' DESC, reward DESC, length(code), episode.id"
 
+PRIVATE = ".{}.private-"  # how the folders begin in which a file is made before it takes its name
 SIDE = ("", "-wal", "-shm", "-journal", ".faiss", ".faiss.json")  # endings of the files that belong to a memory
 WAIT = 60  # seconds for which another process may hold the file
 LISTED = "(SELECT value FROM json_each(?))"  # `x IN {LISTED}` with a list as its value: any number of them
@@ -71,41 +74,35 @@ class Store:
             except OSError as error:
                 raise FalconError(f"memory {self.path}: its folder cannot be made: {error}", "choose another path") from error
             return sqlite3.connect(self.path, timeout=WAIT, isolation_level=None)
-        # In a folder that cannot be written, a WAL file opens only as immutable; safe while nobody has an open WAL beside it.
-        frozen = not os.access(self.path.parent, os.W_OK) and not Path(f"{self.path}-wal").exists()
-        uri = f"file:{quote(os.fsencode(self.path))}?mode=ro{'&immutable=1' if frozen else ''}"
-        return sqlite3.connect(uri, uri=True, timeout=WAIT, isolation_level=None)
+        uri = f"file:{quote(os.fsencode(self.path))}?mode=ro"
+        db = sqlite3.connect(uri, uri=True, timeout=WAIT, isolation_level=None)
+        try:
+            db.execute("PRAGMA application_id").fetchone()
+        except sqlite3.DatabaseError as error:
+            db.close()
+            # Where no file beside it can be made, a WAL file opens only as immutable: safe while nothing unfinished lies there.
+            if "locked" in str(error) or any(side.stat().st_size for side in beside(self.path)):
+                raise
+            db = sqlite3.connect(f"{uri}&immutable=1", uri=True, isolation_level=None)
+        return db
 
     def _prepare(self, meta: dict[str, str] | None) -> None:
         self.db.execute("PRAGMA foreign_keys = ON")
         self.db.execute("PRAGMA cache_size = -65536")
         if self.number("application_id") == 0 and not self._tables() and meta is not None and not self.read_only:
-            self._write_ahead()
+            write_ahead(self.db)
             with self.transaction():
                 if not self._tables():  # else another process was faster
                     for statement in (*SCHEMA, f"PRAGMA application_id = {APPLICATION}", f"PRAGMA user_version = {VERSION}"):
                         self.db.execute(statement)
                     self.db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
         if self.number("application_id") != APPLICATION:
-            raise FalconError(
-                f"{self.path} is an SQLite file of another program, not a memory", "give another path; it was left as it is"
-            )
+            raise FalconError(f"{self.path} is an SQLite file of another program", "give another path; it was left as it is")
         schema = self.number("user_version")
         if schema != VERSION:
             raise FalconError(f"memory {self.path} has schema {schema}, {VERSION} is expected", "use the falconlib that wrote it")
         if not self.read_only:
             self.db.execute("PRAGMA synchronous = FULL")
-
-    def _write_ahead(self) -> None:
-        """Switches to WAL. SQLite does not wait for others here, and several processes may make one new memory at once."""
-        for left in reversed(range(200)):
-            try:
-                self.db.execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError as error:
-                if not left or "locked" not in str(error):
-                    raise
-                time.sleep(0.05)
 
     def number(self, pragma: str) -> int:
         """What SQLite says of the file; "schema_version" grows with every `copy_from`, by whatever process."""
@@ -122,15 +119,15 @@ class Store:
         except (sqlite3.Error, OverflowError, UnicodeError) as error:
             text, remedy = str(error).lower(), "see the message of SQLite"
             if "full" in text or "disk i/o" in text:
-                remedy = "free some disk space and repeat: this write was not stored, everything before it is safe"
+                remedy = "free some disk space and repeat: what was to be written is not stored, everything before it is safe"
             elif "locked" in text:
                 remedy = "another process holds the file for over a minute: wait for it or stop it"
             elif "readonly" in text or "unable to open" in text:
-                other = (
-                    "copy it, with its -wal file, to a folder that you may write to" if self.read_only else "open it read-only"
-                )
-                remedy = f"check the path and its permissions, or {other}"
-            elif "malformed" in text or "not a database" in text or "no such" in text:
+                copy = "copy it, with its -wal file, to a folder that you may write to"
+                remedy = f"check the path and its permissions, or {copy if self.read_only else 'open it read-only'}"
+            elif "not a database" in text:
+                remedy = "it is no memory, or its first bytes are damaged: give another path, or restore it from a checkpoint"
+            elif "malformed" in text or "no such" in text:
                 remedy = self._mend()
             raise FalconError(f"memory {self.path}: {error}", remedy) from error
 
@@ -165,32 +162,26 @@ class Store:
             return self.db.execute(sql, [json.dumps(v) if isinstance(v, list) else v for v in values]).fetchall()
 
     def vectors(self, after: int, dim: int, chunk: int = 20_000) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(ids int64 [n], embeddings float32 [n, dim]) of the tasks with id > after, in order of id, chunk by chunk."""
-        while found := self.rows("SELECT id, embedding FROM task WHERE id > ? ORDER BY id LIMIT ?", after, chunk):
+        """(keys int64 [n, 2], embeddings float32 [n, dim]) of the tasks with id > after, in order of id, chunk by chunk."""
+        sql = "SELECT id, text_hash, embedding FROM task WHERE id > ? ORDER BY id LIMIT ?"
+        while found := self.rows(sql, after, chunk):
             after = found[-1][0]
-            yield np.array([i for i, _ in found], np.int64), self._matrix([e for _, e in found], dim)
+            yield np.array([key for *key, _ in found], np.int64), self.matrix([e for _, _, e in found], dim)
 
-    def embeddings(self, ids: list[int], dim: int) -> dict[int, np.ndarray]:
-        """id -> embedding float32 [dim]."""
-        found = self.rows(f"SELECT id, embedding FROM task WHERE id IN {LISTED}", ids)
-        return dict(zip((i for i, _ in found), self._matrix([e for _, e in found], dim), strict=True))
-
-    def _matrix(self, blobs: list[bytes], dim: int) -> np.ndarray:
-        if any(len(blob) != 4 * dim for blob in blobs):
-            raise FalconError(f"memory {self.path}: an embedding is not of {dim} numbers", self._mend())
+    def matrix(self, blobs: list[bytes], dim: int) -> np.ndarray:
+        """Stored embeddings as float32 [n, dim]. Raises FalconError when one has another length."""
+        if not all(isinstance(blob, bytes) and len(blob) == 4 * dim for blob in blobs):
+            raise self.damaged(f"an embedding is not of {dim} numbers")
         return np.frombuffer(b"".join(blobs), np.float32).reshape(-1, dim)
 
-    def stamp(self, last: int) -> tuple[np.ndarray, dict]:
-        """The ids of the tasks up to `last`, and what an index of exactly these tasks must carry (count, last row, hash)."""
-        table = np.array(
-            self.rows("SELECT id, text_hash FROM task INDEXED BY task_rank WHERE id <= ? ORDER BY id", last), np.int64
-        ).reshape(-1, 2)
-        digest = hashlib.sha256(table.tobytes()).hexdigest()
-        return table[:, 0].copy(), {"count": len(table), "last": last, "rows": digest, "embedder": self.meta["embedder"]}
+    def keys(self, last: int) -> np.ndarray:
+        """(id, text hash) of the tasks up to `last`, int64 [n, 2] in order of id."""
+        found = self.rows("SELECT id, text_hash FROM task INDEXED BY task_rank WHERE id <= ? ORDER BY id", last)
+        return np.array(found, np.int64).reshape(-1, 2)
 
     def last(self) -> int:
-        """The highest id that any task has (0: none)."""
-        return self.rows("SELECT coalesce(max(id), 0) FROM task")[0][0]
+        """The highest id that any task has ever had (0: none)."""
+        return self.rows("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'task'")[0][0]
 
     def count(self) -> int:
         """Number of tasks."""
@@ -228,20 +219,19 @@ class Store:
         }
 
     def copy_to(self, path: Path) -> None:
-        """An exact copy as one file, made while others may write; replaces `path` atomically."""
-        temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
+        """An exact copy as one file, made while others may write; replaces `path` atomically. Raises FalconError when that is a
+        memory in use, or one whose process was killed: SQLite would replay what lies beside it into the copy."""
+        if os.path.realpath(path) == str(self.path) or beside(path):
+            raise FalconError(f"{path} is a memory in use, or was one", "give another path, or move it and the files beside it")
         try:
-            with closing(sqlite3.connect(temporary, isolation_level=None)) as target:
-                self.db.backup(target)
-                target.execute("PRAGMA journal_mode = DELETE")  # one file, nothing beside it
-            os.replace(temporary, path)
+            with TemporaryDirectory(dir=path.parent, prefix=PRIVATE.format(path.name)) as folder:
+                with closing(sqlite3.connect(Path(folder) / path.name, isolation_level=None)) as target:
+                    self.db.backup(target)
+                    target.execute("PRAGMA journal_mode = DELETE")  # one file, nothing beside it
+                os.replace(Path(folder) / path.name, path)
         except (OSError, sqlite3.Error) as error:
-            raise FalconError(
-                f"cannot copy memory {self.path} to {path}: {error}", "check the folder and the disk; nothing was changed"
-            ) from error
-        finally:
-            for suffix in ("", "-journal"):
-                Path(f"{temporary}{suffix}").unlink(missing_ok=True)
+            told = f"cannot copy memory {self.path} to {path}: {error}"
+            raise FalconError(told, "check the folder and the disk; nothing was changed") from error
 
     def copy_from(self, path: Path) -> None:
         """Replaces the contents by those of a copy. Raises FalconError, changing nothing, when it is of another embedder."""
@@ -254,11 +244,13 @@ class Store:
 
         with closing(Store(path, None, read_only=True)) as source, self.guard():
             if source.meta != self.meta:
-                raise FalconError(
-                    f"snapshot {path} was made with {source.meta}, this memory with {self.meta}", "give one of this memory"
-                )
+                raise FalconError(f"snapshot {path} was made with {source.meta}, not {self.meta}", "give one of this memory")
             source.db.backup(self.db, progress=progress)
             self.db.execute("PRAGMA journal_mode = WAL")
+
+    def damaged(self, what: str) -> FalconError:
+        """The error that says so, with its remedy."""
+        return FalconError(f"memory {self.path}: {what}", self._mend())
 
     def _mend(self) -> str:
         return f"falconlib memory verify {self.path} --repair, or restore it from a checkpoint"
@@ -271,12 +263,15 @@ class Store:
 
 def whole_meta(meta: object, path: Path | str) -> dict[str, str]:
     """The facts of a memory file. Raises FalconError when one is missing or malformed."""
-    whole = isinstance(meta, dict) and all(isinstance(value, str) for value in meta.values())
-    if not (whole and {"embedder", "name"} <= set(meta) and re.fullmatch(r"[1-9][0-9]{0,6}", meta.get("dim", ""))):
-        raise FalconError(
-            f"{path} does not say which embedder it was written with: {str(meta)[:200]}", "restore it from a checkpoint"
-        )
-    return meta
+    texts = {key: value for key, value in meta.items() if isinstance(value, str)} if isinstance(meta, dict) else {}
+    if texts == meta and {"embedder", "name"} <= set(texts) and re.fullmatch(r"[1-9][0-9]{0,6}", texts.get("dim", "")):
+        return texts
+    raise FalconError(f"{path} does not say with which embedder it was written: {str(meta)[:99]}", "restore it from a checkpoint")
+
+
+def beside(path: Path) -> list[Path]:
+    """What SQLite has left beside a file: of a process that has it open, or was killed."""
+    return [side for end in ("-wal", "-journal") if (side := Path(f"{os.path.realpath(path)}{end}")).exists()]
 
 
 def megabytes(*paths: Path) -> float | None:

@@ -6,6 +6,8 @@ import itertools
 import json
 import math
 import os
+import re
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -16,10 +18,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from falconlib.errors import FalconError
+from falconlib.memory._faiss import read
 from falconlib.memory.digest import program_hash, text_hash
 from falconlib.memory.embed import Embedder
 from falconlib.memory.long_term import LongTermMemory
-from falconlib.memory.store import EPISODE_COLUMNS, SCHEMA, SIDE, TASK_COLUMNS, Store, whole_meta
+from falconlib.memory.store import EPISODE_COLUMNS, PRIVATE, SCHEMA, SIDE, TASK_COLUMNS, Store, beside, whole_meta
 from falconlib.records import Feedback, from_json
 
 TASK, EPISODE = f"id, {TASK_COLUMNS}", f"id, task, {EPISODE_COLUMNS}, run_id, created"
@@ -28,12 +31,13 @@ COLUMNS = [f"task_{c}" for c in TASK.split(", ")] + [f"episode_{c}" for c in EPI
 
 
 def verify(path: Path | str, *, repair: bool = False, embedder: Embedder | None = None) -> list[str]:
-    """What is wrong with the memory at `path`, one line each; empty when it is sound.
+    """What is wrong with the memory at `path`, one line each; empty when it is sound. An index that is only out of date is.
 
     repair: a damaged file is replaced by a copy of its sound rows (the old one stays as `path`.damaged, or with a number behind
-    that), wrong embeddings are made again (embedder: None takes the one that the file names), the index is rebuilt, what killed
-    processes left beside it is removed. Raises FalconError when there is no memory at `path`, too little of it to be mended, or
-    another process has a damaged one open.
+    that), where rewards that are no numbers become unknown and hashes are made again; wrong embeddings are made again (embedder:
+    None takes the one that the file names); an index that does not fit is rebuilt; what killed processes left beside it over an
+    hour ago is removed. Raises FalconError when there is no memory at `path`, too little of it to be mended, or another process
+    has a damaged one open.
     """
     path = Path(os.path.realpath(path))  # mends what a link points to, not the link
     found = _damage(path)
@@ -42,9 +46,10 @@ def verify(path: Path | str, *, repair: bool = False, embedder: Embedder | None 
     if repair or not found:
         with LongTermMemory(path, embedder, read_only=not repair) as memory:
             found += _wrong_tasks(memory, repair) + _wrong_index(memory, repair)
+    ours = f"{re.escape(PRIVATE.format(path.name))}.*|{re.escape(f'.{path.name}.faiss')}(\\.json)?\\.[a-z0-9_]{{8}}"
     for left in path.parent.iterdir() if repair else ():
-        if left.name.startswith(f".{path.name}.") and left.is_file() and time.time() - left.stat().st_mtime > 3600:
-            left.unlink()
+        if re.fullmatch(ours, left.name) and time.time() - left.stat().st_mtime > 3600:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
     return found
 
 
@@ -56,24 +61,24 @@ def _damage(path: Path) -> list[str]:
             lines += [f"{table} {row} belongs to no {parent}" for table, row, parent, _ in store.rows("PRAGMA foreign_key_check")]
             there = {sql for (sql,) in store.rows("SELECT sql FROM sqlite_master")}
             lines += [f"{sql.partition('(')[0][7:]} is missing or altered" for sql in SCHEMA if sql not in there]
-            for row in store.rows(f"SELECT {EPISODE} FROM episode"):
-                lines += [] if _sound(row) else [f"program {row[0]} is damaged, or another version of Python stored it"]
-            return lines
+            wrong = [row[0] for row in store.rows(f"SELECT {EPISODE} FROM episode") if _mended(row) != row]
+            return lines + [f"program {i} is damaged, or another version of Python stored it" for i in wrong]
     except FalconError as error:
         if "--repair" not in error.remedy:
             raise  # missing, or no memory at all: nothing of ours to be mended
         return [error.message]
 
 
-def _sound(row: tuple) -> bool:
-    """Whether a row of EPISODE holds the program that its hash names, feedback, and numbers where they belong."""
+def _mended(row: tuple) -> tuple | None:
+    """A row of EPISODE with its hash made again, and None for a number that is none; None without a program or feedback."""
     values = dict(zip(EPISODE.split(", "), row, strict=True))
-    numbers = [values[name] for name in ("reward", "created") if values[name] is not None]
     try:
         from_json(Feedback, values["feedback"])
-        return program_hash(values["code"]) == values["ast_hash"] and all(map(math.isfinite, numbers))
+        values["ast_hash"] = program_hash(values["code"])
     except (FalconError, TypeError, AttributeError):
-        return False
+        return None
+    odd = [name for name in ("reward", "created") if not (isinstance(values[name], float) and math.isfinite(values[name]))]
+    return tuple((values | dict.fromkeys(odd)).values())
 
 
 def _wrong_tasks(memory: LongTermMemory, repair: bool) -> list[str]:
@@ -96,35 +101,35 @@ def _wrong_tasks(memory: LongTermMemory, repair: bool) -> list[str]:
         with memory._store.transaction() as db:
             rows = [(v.tobytes(), text_hash(d), u, i) for v, (i, (_, d, u)) in zip(vectors, wrong.items(), strict=True)]
             db.executemany("UPDATE task SET embedding = ?, text_hash = ?, utility = ? WHERE id = ?", rows)
-        _drop_index(memory)
+            # Whoever has it open then reads the vectors again, and does not save those that it holds.
+            db.execute(f"PRAGMA schema_version = {memory._store.number('schema_version') + 1}")
     return [f"the embedding or utility of task {task_id!r} is damaged" for task_id, *_ in wrong.values()]
 
 
 def _wrong_index(memory: LongTermMemory, repair: bool) -> list[str]:
-    """An index file that is there but cannot be used."""
+    """An index file that is not whole, or that has other vectors than the table for the same tasks."""
     search = memory._search
-    if not search.path.exists() or search.load():
+    if not search.path.exists():
         return []
-    if repair:
-        _drop_index(memory)
+    damaged, index = not read(search.path, memory._store.meta["embedder"]), search.load()
+    if index:
+        damaged = not all(index.holds(keys[:, 0], vectors) for keys, vectors in memory._store.vectors(0, memory.dim))
+    if repair and (damaged or not index):
+        try:
+            search.path.unlink()
+        except OSError as error:
+            raise FalconError(f"index {search.path} cannot be removed: {error}", "move it away: it is rebuilt then") from error
+        search.reset()
         search.sync()
         search.save()
-    return [f"the index {search.path} is damaged or of another memory (it is rebuilt at the next recall)"]
-
-
-def _drop_index(memory: LongTermMemory) -> None:
-    path = memory._search.path
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise FalconError(f"index {path} cannot be removed: {error}", "move it away: it is rebuilt then") from error
+    return [f"the index {search.path} is damaged (it is rebuilt at the next recall)"] if damaged else []
 
 
 def _salvage(path: Path) -> str:
     """Copies every sound row to a fresh file, which takes the place of the damaged one."""
     old = next(name for n in itertools.count(1) if not (name := Path(f"{path}.damaged" + f"-{n}" * (n > 1))).exists())
     try:
-        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        with TemporaryDirectory(dir=path.parent, prefix=PRIVATE.format(path.name)) as folder:
             fresh, lost = Path(folder) / path.name, 0
             with closing(sqlite3.connect(path, timeout=1)) as source:
                 source.execute("PRAGMA locking_mode = EXCLUSIVE")  # nobody else may have it open
@@ -164,8 +169,9 @@ def _rows(source: sqlite3.Connection, table: str) -> Iterator[tuple | None]:
 
 
 def _copy(row: tuple | None, table: str, db: sqlite3.Connection) -> bool:
-    """Whether a row was sound and could be stored."""
-    if row is None or (table == "episode" and not _sound(row)):
+    """Whether a row was sound, or could be mended, and has been stored."""
+    row = _mended(row) if row is not None and table == "episode" else row
+    if row is None:
         return False
     try:
         db.execute(f"INSERT INTO {table}({TABLES[table]}) VALUES ({', '.join('?' * len(row))})", row)
@@ -175,16 +181,19 @@ def _copy(row: tuple | None, table: str, db: sqlite3.Connection) -> bool:
 
 
 @contextmanager
-def _new_file(path: Path, memory: Path | None = None) -> Iterator[Path]:
+def _new_file(path: Path | str, memory: Path | None = None) -> Iterator[Path]:
     """A private file that becomes `path` when the block ends; otherwise nothing is left. Raises FalconError when there is a
-    file at `path`, whoever made it and when, and when that name belongs to the files of `memory`."""
+    file at `path`, whoever made it and when, or one beside it that SQLite would replay into it, and when that name belongs to
+    the files of `memory`."""
     path = Path(path)
     taken = FalconError(f"{path} exists: only a new file is written", "give another path")
     if os.path.lexists(path) or (memory and os.path.realpath(path) in [f"{os.path.realpath(memory)}{end}" for end in SIDE]):
         raise taken
+    if left := beside(path):
+        raise FalconError(f"{left[0]} is what a killed process left of a memory", "give another path, or move it away")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        with TemporaryDirectory(dir=path.parent, prefix=PRIVATE.format(path.name)) as folder:
             temporary = Path(folder) / path.name
             yield temporary
             os.link(temporary, path)  # fails, unlike a rename, where another process was faster
@@ -224,12 +233,11 @@ def import_export(source: Path | str, path: Path | str) -> None:
             meta = whole_meta(json.loads(table.schema.metadata[b"falconlib"]), source)
             rows = list(zip(*(table[name].to_pylist() for name in COLUMNS), strict=True))
             tasks = {row[0]: row[:width] for row in rows}
-            episodes = sorted(row[width:] for row in rows if row[width] is not None)
+            programs = [row[width:] for row in rows if row[width] is not None]
+            episodes = sorted(_mended(row) or row for row in programs)  # another version of Python may have made the hashes
         except (OSError, ArrowException, KeyError, TypeError, ValueError) as error:
-            raise FalconError(
-                f"{source} is no exported memory: {type(error).__name__}: {error}",
-                "give a file that `falconlib memory export` wrote",
-            ) from error
+            told = f"{source} is no exported memory: {type(error).__name__}: {error}"
+            raise FalconError(told, "give a file that `falconlib memory export` wrote") from error
         with closing(Store(temporary, meta)) as store, store.transaction() as db:
             for name, columns, values in (("task", TASK, list(tasks.values())), ("episode", EPISODE, episodes)):
                 db.executemany(f"INSERT INTO {name}({columns}) VALUES ({', '.join('?' * len(columns.split(', ')))})", values)
