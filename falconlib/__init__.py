@@ -12,8 +12,9 @@ The package reads like the paper's overview figure; a module imports only module
     rollout                   the conductor: recall -> prompt -> generate -> execute -> judge -> reward -> remember
     training                  losses, the MRLF loop, the arms of the comparison, SFT
     evaluation, reporting     pass@k with intervals; run folders, tables, figures
+    doctor                    what this machine has and lacks
     notebook, graph, workflow one notebook in a child process; which are up to date; running them in order
-    doctor, commands, cli     what this machine has; the commands and their options
+    commands, cli             the commands and their options
 
 Importing `falconlib` itself is light: torch, trl and faiss are imported where they are used.
 """

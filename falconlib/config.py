@@ -15,7 +15,7 @@ from typing import Any
 
 from falconlib.errors import FalconError, did_you_mean
 from falconlib.files import read_yaml
-from falconlib.typed import build, flat
+from falconlib.typed import build, flat, leaves
 
 # the arms of the comparison (METHOD section 7); training.arms says what each of them sets
 ARMS: tuple[str, ...] = ("base", "sft", "rft", "coderl", "ppocoder", "rltf", "grpo", "rloo", "grpo+sl", "grpo+knn", "falcon")
@@ -316,9 +316,7 @@ CHOICES = {
 def validate(profile: Profile) -> Profile:
     """Checks what types cannot say. Raises FalconError with the parameter, its value, and what was expected."""
     p = profile
-    values: dict[str, Any] = {}
-    for group, part in flat(p).items():
-        values |= {f"{group}.{n}": v for n, v in flat(part).items()} if dataclasses.is_dataclass(part) else {group: part}
+    values = {name: value for name, (_, value) in leaves(p).items()}
     named = (p.train.arm, p.train.budget_of or p.train.arm, *p.arms, *p.ablations, *p.eval.ltm_arms)
     for arm in (*named, *(rate.split("=")[0] for rate in p.rates)):
         if arm not in ARMS:
@@ -331,11 +329,7 @@ def validate(profile: Profile) -> Profile:
         *((name, values[name] > 0, "above 0") for name in ABOVE_ZERO),
         *((name, values[name] in known, " or ".join(known)) for name, known in CHOICES.items()),
         ("inner.support", halves, f"2 to train.group - 2 = {p.train.group - 2}: each half needs a comparison"),
-        (
-            "train.gradient_checkpointing",
-            not (p.train.gradient_checkpointing and p.train.shared_prefix),
-            "not with shared_prefix",
-        ),
+        ("train.gradient_checkpointing", not (p.train.gradient_checkpointing and p.train.shared_prefix), "no shared_prefix"),
         *((f"reward.{n}", getattr(p.reward, n) >= 0, "0 or more") for n in flat(p.reward)),
         ("reward.w_style", most < 0.3, "2 (w_style + w_complexity + w_instruction) + w_long_term < 0.3, or tests lose to style"),
         *((f"reward.{n}", getattr(p.reward, n) <= 1, "at most 1") for n in ("rho_f", "line_cap")),

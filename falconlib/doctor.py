@@ -1,9 +1,11 @@
-"""What this machine has and lacks for a profile, each lack with the command that mends it. Looks, changes nothing."""
+"""What this machine has and lacks for a profile, each lack with the command that mends it. Looks, changes nothing.
+
+A check takes the profile and returns what it found in words; it raises FalconError (or ImportError) for what is missing.
+"""
 
 from __future__ import annotations
 
 import ctypes.util
-import dataclasses
 import importlib.metadata
 import importlib.util
 import os
@@ -21,6 +23,8 @@ from falconlib.config import Profile, load_profile
 from falconlib.errors import FalconError
 from falconlib.reporting.run import results_root
 
+TASKS = ("basics", "humaneval", "mbpp")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -36,31 +40,45 @@ class Row:
 def examine(profile_name: str, overrides: dict[str, Any] | None = None) -> list[Row]:
     """All checks for a profile with overrides. Raises FalconError for unknown ones; a check that breaks is a row, not an end."""
     profile = load_profile(profile_name, overrides)
-    checks: dict[str, Callable[[Profile], Row]] = {
-        "Python": python,
-        "torch": torch_row,
-        "faiss": faiss_row,
-        "sandbox": sandbox_row,
-        "libseccomp2": seccomp_row,
-        "ruff": lambda p: tool_row("ruff"),
-        "complexipy": lambda p: tool_row("complexipy"),
-        "judge": judge_row,
-        "model": model_row,
-        "MiniLM": minilm_row,
-        **{f"tasks: {name}": partial(tasks_row, name=name) for name in ("basics", "humaneval", "mbpp")},
-        "results": results_row,
-        "disk": disk_row,
-        "memory": memory_row,
+    checks: dict[str, Callable[[Profile], str]] = {
+        "Python": lambda _: ".".join(map(str, sys.version_info[:3])),  # pip refuses what is too old
+        "torch": torch_build,
+        "faiss": faiss_build,
+        "sandbox": sandbox_layers,
+        "libseccomp2": seccomp,
+        "ruff": lambda _: importlib.metadata.version("ruff"),
+        "complexipy": lambda _: importlib.metadata.version("complexipy"),
+        "judge": judge,
+        "model": lambda p: model(p.model.name),
+        "MiniLM": minilm,
+        **{f"tasks: {name}": partial(tasks, name=name) for name in TASKS},
+        "results": results,
+        "disk": disk,
+        "memory": memory,
     }
+    optional = {"libseccomp2", "memory"} | {f"tasks: {n}" for n in {*TASKS} - {*profile.tasks.train, *profile.tasks.benchmarks}}
+    if not profile.long_term.enabled or profile.long_term.embedder != "minilm":
+        optional.add("MiniLM")
     rows = []
     for name, check in checks.items():
         try:
-            rows.append(check(profile))
+            rows.append(Row(name, "OK", check(profile)))
         except FalconError as error:
-            rows.append(Row(name, "missing", error.message, error.remedy))
+            rows.append(Row(name, "missing", error.message, error.remedy, name not in optional))
         except ImportError as error:
-            rows.append(Row(name, "missing", str(error), "make setup"))
+            rows.append(Row(name, "missing", str(error), "make setup", name not in optional))
     return rows
+
+
+def require(profile: Profile) -> None:
+    """Raises FalconError for what the profile names and is not there: task sets and their data, model, encoder, GPU."""
+    for name in dict.fromkeys((*profile.tasks.train, *profile.tasks.benchmarks)):
+        tasks(profile, name)
+    model(profile.model.name)
+    if profile.long_term.enabled and profile.long_term.embedder == "minilm":
+        minilm(profile)
+    if profile.model.device == "cuda":
+        torch_build(profile)
 
 
 def as_text(rows: list[Row]) -> str:
@@ -70,120 +88,100 @@ def as_text(rows: list[Row]) -> str:
     for row in rows:
         state = row.state if row.state == "OK" or row.needed else "missing (optional)"
         lines.append(f"{row.name:{width}}  {state:18}  {row.detail}")
-        lines += [f"{'':{width}}  remedy: {row.remedy}"] if row.state != "OK" and row.remedy else []
+        lines += [f"{'':{width}}  remedy: {row.remedy}"] if row.remedy else []
     return "\n".join(lines)
 
 
-def python(profile: Profile) -> Row:
-    version = ".".join(map(str, sys.version_info[:3]))
-    return Row("Python", "OK" if sys.version_info >= (3, 11) else "missing", version, "install Python 3.11 or newer")
-
-
-def torch_row(profile: Profile) -> Row:
+def torch_build(profile: Profile) -> str:
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    wanted = profile.model.device == "cuda"
-    detail = f"{torch.__version__}, GPU: {gpu or 'none'}, {torch.get_num_threads()} CPU threads"
-    return Row("torch", "missing" if wanted and not gpu else "OK", detail, "--set model.device=cpu, or a machine with a GPU")
+    found = f"{torch.__version__}, GPU: {gpu or 'none'}, {torch.get_num_threads()} CPU threads"
+    if profile.model.device == "cuda" and not gpu:
+        raise FalconError(f"model.device = 'cuda', but torch has none here: {found}", "--set model.device=cpu")
+    return found
 
 
-def faiss_row(profile: Profile) -> Row:
+def faiss_build(profile: Profile) -> str:
     """The installed build; two at once overwrite each other's files."""
     names = {d.metadata["Name"] for d in importlib.metadata.distributions() if (d.metadata["Name"] or "").startswith("faiss")}
     if len(names) > 1:
         builds = " ".join(sorted(names))
-        return Row(
-            "faiss", "missing", f"two builds at once: {builds}", f"pip uninstall -y {builds}, then pip install 'falconlib[cpu]'"
-        )
+        raise FalconError(f"two builds at once: {builds}", f"pip uninstall -y {builds}, then pip install 'falconlib[cpu]'")
     if importlib.util.find_spec("faiss") is None:
-        return Row("faiss", "missing", "not installed; memory searches with numpy", "pip install -e '.[cpu]'", needed=False)
+        return "none: memory searches with numpy; the faster way: pip install -e '.[cpu]'"
     from falconlib.memory._faiss import load_faiss
 
-    return Row("faiss", "OK", f"{', '.join(names)} {load_faiss().__version__}")
+    return f"{', '.join(names)} {load_faiss().__version__}"
 
 
-def sandbox_row(profile: Profile) -> Row:
+def sandbox_layers(profile: Profile) -> str:
     from falconlib.sandbox import Sandbox
 
     with Sandbox(profile.sandbox) as sandbox:
         tier, layers = sandbox.tier, sandbox.layers
     missing = [name for name, layer in layers.items() if not layer["verified"]]
-    detail = f"tier {tier}, {len(layers) - len(missing)} of {len(layers)} layers verified"
-    return Row("sandbox", "OK", detail + (f"; not: {', '.join(missing)}" if missing else ""))
+    found = f"tier {tier}, {len(layers) - len(missing)} of {len(layers)} layers verified"
+    return found + (f"; not: {', '.join(missing)}" if missing else "")
 
 
-def seccomp_row(profile: Profile) -> Row:
-    found = ctypes.util.find_library("seccomp")
-    return Row("libseccomp2", "OK" if found else "missing", found or "no shared library", "apt install libseccomp2", needed=False)
+def seccomp(profile: Profile) -> str:
+    if found := ctypes.util.find_library("seccomp"):
+        return found
+    raise FalconError("no shared library", "apt install libseccomp2")
 
 
-def model_row(profile: Profile) -> Row:
+def model(name: str) -> str:
     from falconlib.policy.embedded import NAME, model_dir
 
-    if profile.model.name == NAME:
-        folder = model_dir()
-        return Row("model", "OK", f"{NAME}, {sum(f.stat().st_size for f in folder.iterdir()) / 2**20:.0f} MB")
-    return Row("model", "OK", f"{profile.model.name} (not the embedded one; found or fetched when it is loaded)")
+    if name == NAME:
+        return f"{NAME}, {sum(f.stat().st_size for f in model_dir().iterdir()) / 2**20:.0f} MB"
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():  # a hub id is owner/name
+        raise FalconError(f"model.name = {name!r}: there is no such folder", "a folder that holds config.json, or a hub id")
+    return f"{name} (not the embedded one; found or fetched when it is loaded)"
 
 
-def tool_row(name: str) -> Row:
-    """A package that the static judge runs."""
-    try:
-        return Row(name, "OK", importlib.metadata.version(name))
-    except importlib.metadata.PackageNotFoundError:
-        return Row(name, "missing", "not installed; the static judge needs it", "make setup")
-
-
-def judge_row(profile: Profile) -> Row:
+def judge(profile: Profile) -> str:
     """The configured judge and whether it can be used: a model is looked for, a server's door is knocked at; none is asked."""
     from falconlib.judge import open_chat
     from falconlib.judge.server import ServerChat
     from falconlib.policy.embedded import NAME
 
-    judge = profile.judge
-    if judge.replay:
-        with open_chat(judge, load=str):
-            return Row("judge", "OK", f"{judge.backend}: the answers of {judge.cache}")
-    if judge.backend == "local":
-        row = model_row(dataclasses.replace(profile, model=dataclasses.replace(profile.model, name=judge.model or NAME)))
-        return dataclasses.replace(row, name="judge", detail=f"local: {row.detail}")
-    if judge.backend == "openai":
-        address = ServerChat(judge.model).identity["address"]
-        url = urlsplit(address)
-        try:
-            socket.create_connection((url.hostname, url.port or {"http": 80, "https": 443}[url.scheme]), timeout=3).close()
-        except OSError as error:
-            remedy = "start that server or mend FALCON_JUDGE_BASE_URL, or --set judge.backend=static"
-            return Row("judge", "missing", f"openai: {address} does not answer: {error}", remedy)
-        return Row("judge", "OK", f"openai: {address} answers")
-    return Row("judge", "OK", "static: ruff, complexipy and the syntax tree; no model")
+    own = profile.judge
+    if own.replay:
+        with open_chat(own, load=str):
+            return f"{own.backend}: the answers of {own.cache}"
+    if own.backend == "local":
+        return f"local: {model(own.model or NAME)}"
+    if own.backend == "static":
+        return "static: ruff, complexipy and the syntax tree; no model"
+    address = ServerChat(own.model).identity["address"]
+    url = urlsplit(address)
+    try:
+        socket.create_connection((url.hostname, url.port or {"http": 80, "https": 443}[url.scheme]), timeout=3).close()
+    except OSError as error:
+        remedy = "start that server or mend FALCON_JUDGE_BASE_URL, or --set judge.backend=static"
+        raise FalconError(f"openai: {address} does not answer: {error}", remedy) from error
+    return f"openai: {address} answers"
 
 
-def minilm_row(profile: Profile) -> Row:
+def minilm(profile: Profile) -> str:
     from falconlib.memory.embed import MINILM_WHEEL, MiniLM
 
-    try:
-        MiniLM()
-    except FalconError as error:
-        needed = profile.long_term.enabled and profile.long_term.embedder == "minilm"
-        return Row("MiniLM", "missing", error.message, error.remedy, needed)
-    return Row("MiniLM", "OK", MINILM_WHEEL)
+    MiniLM()
+    return MINILM_WHEEL
 
 
-def tasks_row(profile: Profile, name: str) -> Row:
+def tasks(profile: Profile, name: str) -> str:
     from falconlib.tasks import load_tasks
 
-    needed = name in (*profile.tasks.train, *profile.tasks.benchmarks)
-    try:
-        return Row(f"tasks: {name}", "OK", f"{len(load_tasks(name))} tasks")
-    except FalconError as error:
-        return Row(f"tasks: {name}", "missing", error.message, error.remedy, needed)
+    return f"{len(load_tasks(name))} tasks"
 
 
-def results_row(profile: Profile) -> Row:
-    good = os.access(_results_place(), os.W_OK)
-    return Row("results", "OK" if good else "missing", str(results_root()), "set FALCON_RESULTS to a writable folder")
+def results(profile: Profile) -> str:
+    if not os.access(_results_place(), os.W_OK):
+        raise FalconError(str(results_root()), "set FALCON_RESULTS to a writable folder")
+    return str(results_root())
 
 
 def _results_place() -> Path:
@@ -192,14 +190,18 @@ def _results_place() -> Path:
     return next(folder for folder in (root, *root.parents) if folder.is_dir())
 
 
-def disk_row(profile: Profile) -> Row:
+def disk(profile: Profile) -> str:
     free = shutil.disk_usage(_results_place()).free / 2**30
-    return Row("disk", "OK" if free >= 2 else "missing", f"{free:.1f} GB free", "free some: 2 GB are needed")
+    if free < 2:
+        raise FalconError(f"{free:.1f} GB free", "free some: 2 GB are needed")
+    return f"{free:.1f} GB free"
 
 
-def memory_row(profile: Profile) -> Row:
+def memory(profile: Profile) -> str:
     import psutil
 
     free, total = (getattr(psutil.virtual_memory(), name) / 2**30 for name in ("available", "total"))
-    detail = f"{free:.1f} of {total:.1f} GB free, {os.cpu_count()} cores"
-    return Row("memory", "OK" if free >= 4 else "missing", detail, "close other programs: 4 GB are needed", needed=False)
+    found = f"{free:.1f} of {total:.1f} GB free, {os.cpu_count()} cores"
+    if free < 4:
+        raise FalconError(found, "close other programs: 4 GB are needed")
+    return found

@@ -20,6 +20,5 @@ def did_you_mean(kind: str, value: object, allowed) -> FalconError:
 
     known = [str(a) for a in allowed]
     close = difflib.get_close_matches(str(value), known, n=1)
-    return FalconError(
-        f"unknown {kind} {value!r}; known: {', '.join(known)}", f"use {close[0]!r}" if close else f"use one of them as the {kind}"
-    )
+    remedy = f"use {close[0]!r}" if close else f"use one of them as the {kind}"
+    return FalconError(f"unknown {kind} {value!r}; known: {', '.join(known)}", remedy)

@@ -10,16 +10,17 @@ Runs nothing itself (workflow.py does) and knows nothing of what the notebooks c
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from falconlib.config import Profile, load_profile
+from falconlib.doctor import require
 from falconlib.errors import FalconError, did_you_mean
 from falconlib.files import read_json, sha256, sha256_of
 from falconlib.notebook import check_pair, check_parameters_cell, code_hash
 from falconlib.reporting.run import REPO, reference_roots, results_root, stage_key
+from falconlib.typed import leaves
 
 # these change no notebook's results
 WITHOUT = ("graph.py", "workflow.py", "notebook.py", "cli.py", "commands.py", "__main__.py", "doctor.py")
@@ -147,10 +148,9 @@ class Workflow:
         graph: tuple[Node, ...] = GRAPH,
         command: str = "",
     ):
-        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in (overrides or {}).items()}
-        self.overrides = _absolute(plain)
+        self.overrides = _absolute({name: _plain(value) for name, value in (overrides or {}).items()})
         self.profile = load_profile(profile, self.overrides)
-        check_machine(self.profile)
+        require(self.profile)
         self.results, self.notebooks, self.command = results, Path(notebooks), command or f"falconlib run --profile {profile}"
         self.root = results_root(results) / "runs" / self.profile.name
         self.steps = steps_of(graph, self.profile)
@@ -178,7 +178,7 @@ class Workflow:
 
     def key(self, step: Step) -> dict[str, Any]:
         """Everything that can change what the step writes, as name -> value or hash; the grid's size concerns its readers."""
-        config = dataclasses.asdict(self.profile)
+        config = {name: _plain(value) for name, (_, value) in leaves(self.profile).items()}
         if not step.node.needs:
             config = {name: value for name, value in config.items() if name not in ("arms", "seeds", "ablations")}
             own = (step.arm, str(step.arm).split("-")[0])  # the rate of another arm is no concern of this one
@@ -186,7 +186,7 @@ class Workflow:
         cell = {"arm": step.arm, "seed": step.seed} if step.arm is not None else {}
         inputs = {need: self.outputs_hash(need) for need in step.needs}
         code = {"notebook": code_hash(self.source(step.node)), "falconlib": self.library}
-        return {**code, "parameters": _dotted(config) | cell, "inputs": inputs, "data": self.data}
+        return {**code, "parameters": config | cell, "inputs": inputs, "data": self.data}
 
     def outputs_hash(self, key: str) -> str | None:
         """Hash over what a finished stage wrote, None when it is not finished. Equal outputs leave its readers fresh."""
@@ -231,26 +231,8 @@ class Workflow:
         return None
 
 
-def check_machine(profile: Profile) -> None:
-    """Raises FalconError for what the profile names and is not there: task sets and their data, model, encoder, GPU."""
-    from falconlib.memory.embed import get_embedder
-    from falconlib.policy import embedded
-    from falconlib.tasks import load_tasks
-
-    for name in dict.fromkeys((*profile.tasks.train, *profile.tasks.benchmarks)):
-        load_tasks(name)
-    model = profile.model.name
-    if model == embedded.NAME:
-        embedded.model_dir()
-    elif (model.startswith((".", "/", "~")) or model.count("/") > 1) and not Path(model).is_dir():  # a hub id is owner/name
-        raise FalconError(f"model.name = {model!r}: there is no such folder", "a folder that holds config.json, or a hub id")
-    if profile.long_term.enabled and profile.long_term.embedder != "policy":  # its model was looked for above
-        get_embedder(profile.long_term.embedder)
-    if profile.model.device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise FalconError("model.device = 'cuda': this machine has no GPU that torch can use", "--set model.device=cpu")
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value  # as JSON gives it back
 
 
 def _absolute(overrides: dict[str, Any]) -> dict[str, Any]:
@@ -301,17 +283,5 @@ def differences(manifest: dict[str, Any], key: dict[str, Any]) -> list[str]:
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any], template: str) -> list[str]:
-    pairs = {name: (_plain(old.get(name)), _plain(new.get(name))) for name in sorted({*old, *new})}
-    return [template.format(name=name, old=a, new=b) for name, (a, b) in pairs.items() if a != b]
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _dotted(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"train": {"steps": 3}} -> {"train.steps": 3}."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        flat |= _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+    names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    return [template.format(name=name, old=old.get(name), new=new.get(name)) for name in names]

@@ -34,9 +34,7 @@ def read_cells(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError as error:
         raise FalconError(f"notebook {path.name} is missing", "make notebooks") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise FalconError(
-            f"{path.name} is no notebook: {error}", f"delete it, then make notebooks (from {path.stem}.py)"
-        ) from error
+        raise FalconError(f"{path.name} is no notebook: {error}", "delete it, then make notebooks") from error
     return [{"type": kind, "source": source, "tags": sorted(tags)} for kind, source, tags in found if source]
 
 
@@ -88,9 +86,7 @@ def check_parameters_cell(path: Path, names: list[str]) -> None:
         known |= {target.id for target in targets if isinstance(target, ast.Name)}
     for name in names:
         if name not in known:
-            raise FalconError(
-                f"{path.name} has no parameter {name}; it has {', '.join(sorted(known))}", "add it to its parameters cell"
-            )
+            raise FalconError(f"{path.name} has no parameter {name}, only {', '.join(sorted(known))}", "add it to that cell")
 
 
 class Child:
@@ -132,8 +128,9 @@ class Child:
         import psutil
 
         with contextlib.suppress(psutil.NoSuchProcess):
-            parent = psutil.Process(self.process.pid)
-            return [*parent.children(recursive=True), parent]
+            if self.process.returncode is None:  # else its number may be another's by now
+                parent = psutil.Process(self.process.pid)
+                return [*parent.children(recursive=True), parent]
         return []
 
     def cpu_seconds(self) -> float:

@@ -28,14 +28,15 @@ def build(kind: type, data: dict[str, Any], where: str = "") -> Any:
     return kind(**values)
 
 
-def typed(value: Any, annotation: str, place: str) -> Any:
-    """`value` if it has the annotated type (an int passes as a float, a list as a tuple), else FalconError."""
+def typed(value: Any, annotation: str, place: str, strict: bool = True) -> Any:
+    """`value` if it has the annotated type (an int passes as a float, a list as a tuple; not strict: text that spells a value
+    passes as it), else FalconError."""
     plain = {"str": str, "int": int, "float": float, "bool": bool, "tuple[int, ...]": tuple[int, ...]}
     kind = plain.get(annotation, tuple[str, ...])
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert(value, kind, strict=strict)
     except msgspec.ValidationError as error:
-        unread = kind is float and isinstance(value, str)
+        unread = strict and kind is float and isinstance(value, str)
         hint = "YAML reads 1e-5 as text: write 1.0e-5" if unread else f"write {place} as {annotation}"
         raise FalconError(f"parameter {place} = {value!r} has the wrong type: {annotation} is expected", hint) from error
 
@@ -43,3 +44,12 @@ def typed(value: Any, annotation: str, place: str) -> Any:
 def flat(config: Any) -> dict[str, Any]:
     """The fields of one dataclass as a dict, groups left as they are."""
     return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+
+
+def leaves(config: Any, prefix: str = "") -> dict[str, tuple[str, Any]]:
+    """Dotted name -> (annotation, value) of all settings, those in groups included."""
+    found: dict[str, tuple[str, Any]] = {}
+    for f in dataclasses.fields(config):
+        value, name = getattr(config, f.name), prefix + f.name
+        found |= leaves(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: (str(f.type), value)}
+    return found

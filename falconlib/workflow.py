@@ -8,6 +8,7 @@ next run goes on: an interrupted stage keeps its checkpoints when its key is sti
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from falconlib.errors import FalconError
-from falconlib.files import disk_errors, read_json, write_json
+from falconlib.files import REMEDIES, disk_errors, read_json, write_json
 from falconlib.graph import Status, Step, Workflow, differences
 from falconlib.notebook import DEAD, Child, execute
 from falconlib.reporting.run import STAGE_ENV
@@ -50,9 +51,7 @@ def run(
     with disk_errors(workflow.root):
         workflow.root.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(workflow.root).free < FREE_MB * 2**20:
-            raise FalconError(
-                f"less than {FREE_MB} MB are free for {workflow.root}", "free some, or set FALCON_RESULTS to another disk"
-            )
+            raise FalconError(f"less than {FREE_MB} MB are free for {workflow.root}", REMEDIES[errno.ENOSPC])
     with lock(workflow.root), tempfile.TemporaryDirectory(prefix="falcon-") as scratch, Children(Path(scratch), jobs) as children:
         progress, waiting, failed = Progress(workflow, steps, force, echo, live, jobs), list(steps), False
         working: list[Attempt] = []
@@ -67,6 +66,8 @@ def run(
                     continue
                 progress.begin(step, status)
                 working.append(Attempt(workflow, step, children, force))
+                if waiting:
+                    children.warm()
             for attempt in [attempt for attempt in working if attempt.ended(0.5 / len(working))]:
                 working.remove(attempt)
                 problem = attempt.problem()
@@ -87,7 +88,7 @@ class Attempt:
     """
 
     def __init__(self, workflow: Workflow, step: Step, children: Children, force: bool, repeated: bool = False):
-        self.workflow, self.step, self.children, self.repeated, self.again = workflow, step, children, repeated, False
+        self.workflow, self.step, self.repeated, self.again = workflow, step, repeated, False
         self.folder, self.began, self.token = workflow.root / step.key, time.monotonic(), secrets.token_hex(8)
         key = workflow.key(step)
         prepare_folder(self.folder, key, force)
@@ -102,7 +103,6 @@ class Attempt:
         self.child = children.take()
         self.watch = Watch(self.child)
         self.child.begin({**paths, "parameters": workflow.parameters(step), "env": env})
-        children.warm()
 
     def spent(self) -> float:
         return time.monotonic() - self.began
@@ -119,7 +119,7 @@ class Attempt:
     def problem(self) -> str:
         """What is wrong, nothing when it succeeded; the notebook's own FalconError is raised. Its processes are gone then."""
         failure = HUNG if self.watch.hung else self.child.result()
-        self.children.stop(self.child)
+        self.child.stop()
         self.again = failure.get("again") == "yes"
         problem = explain(failure, self.folder) if failure else unproven(self.workflow, self.step, self.token)
         end = {"state": "failed" if problem else "done", "problem": problem, "wall_s": round(self.spent(), 3)}
@@ -225,36 +225,25 @@ def lock(root: Path) -> Iterator[None]:
         yield
 
 
-class Children:
-    """Child processes for the notebooks; the next one warms up while the others work. A context manager: none is left."""
+class Children(contextlib.ExitStack):
+    """Child processes for the notebooks; the next one warms up while the others work. None is left when the context ends."""
 
     def __init__(self, scratch: Path, jobs: int):
+        super().__init__()
         self.scratch = scratch
-        self.working: list[Child] = []
         self.spare: Child | None = None
         self.env = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // jobs, 1))} if jobs > 1 else {}
 
-    def __enter__(self) -> Children:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for child in [*self.working, *([self.spare] if self.spare else [])]:
-            child.stop()
-
-    def take(self) -> Child:
-        """A child for one notebook, which `stop` takes back."""
-        self.working.append(self.spare or Child(self.scratch, self.env))
-        self.spare = None
-        return self.working[-1]
-
-    def stop(self, child: Child) -> None:
-        """Ends a child and its kernel, whatever they are at."""
-        self.working.remove(child)
-        child.stop()
-
-    def warm(self) -> None:
+    def warm(self) -> Child:
         """Starts the next child, which imports papermill and waits."""
         self.spare = Child(self.scratch, self.env)
+        self.callback(self.spare.stop)
+        return self.spare
+
+    def take(self) -> Child:
+        """A child for one notebook."""
+        child, self.spare = self.spare or self.warm(), None
+        return child
 
 
 class Progress:

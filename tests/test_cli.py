@@ -38,9 +38,9 @@ def call(capsys, *arguments: str) -> tuple[int, str, str]:
         ("long_term.enabled=false", False),
         ("model.name=1e10", "1e10"),
         ("model.name=a=b", "a=b"),
-        ("arms=grpo,falcon", ["grpo", "falcon"]),
-        ("seeds=0,1", [0, 1]),
-        ("eval.ltm_arms=", []),
+        ("arms=grpo,falcon", ("grpo", "falcon")),
+        ("seeds=0,1", (0, 1)),
+        ("eval.ltm_arms=", ()),
     ],
 )
 def test_settings_are_read_by_the_type_of_their_field(pair, value):
@@ -55,7 +55,7 @@ def test_settings_are_read_by_the_type_of_their_field(pair, value):
         ("train.stepz=5", "unknown parameter 'train.stepz'"),
         ("train.steps.x=5", "unknown parameter 'train.steps.x'"),
         ("train=5", "parameter train is a group of settings"),
-        ("train.steps=5.0", "has the wrong type: int is expected"),
+        ("train.steps=5.5", "has the wrong type: int is expected"),
         ("train.lr=fast", "has the wrong type: float is expected"),
         ("long_term.enabled=no", "has the wrong type: bool is expected"),
         ("seeds=a", "is expected"),
@@ -255,16 +255,17 @@ def test_the_doctor_words_the_sandbox_and_what_is_missing(monkeypatch, tmp_path)
     def absent(name):
         raise doctor.importlib.metadata.PackageNotFoundError(name)
 
-    assert re.match(r"tier [AB], \d+ of 13 layers verified", doctor.sandbox_row(Profile()).detail)
+    assert re.match(r"tier [AB], \d+ of 13 layers verified", doctor.sandbox_layers(Profile()))
     monkeypatch.setattr(doctor.importlib.metadata, "version", absent)
-    assert doctor.tool_row("ruff").state == "missing"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    row = doctor.minilm_row(Profile())
-    assert row.state == "missing" and row.needed and "pip install" in row.remedy
     asked = []
     monkeypatch.setenv("FALCON_RESULTS", str(tmp_path / "later" / "results"))
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: asked.append(path) or shutil._ntuple_diskusage(10, 10, 0))
-    assert doctor.disk_row(Profile()).state == "missing" and asked == [tmp_path]
+    rows = {row.name: row for row in doctor.examine("quick")}
+    assert rows["ruff"].state == rows["MiniLM"].state == rows["disk"].state == "missing" and asked == [tmp_path]
+    assert rows["ruff"].remedy == "make setup" and "pip install" in rows["MiniLM"].remedy and rows["MiniLM"].needed
+    assert rows["faiss"].state == "OK" and "pip install" in rows["faiss"].detail
+    assert not {row.name: row for row in doctor.examine("smoke")}["MiniLM"].needed
 
 
 def test_the_doctor_says_whether_the_judge_can_be_used(monkeypatch, tmp_path):
@@ -272,8 +273,8 @@ def test_the_doctor_says_whether_the_judge_can_be_used(monkeypatch, tmp_path):
         found = doctor.examine("smoke", {f"judge.{name}": value for name, value in judge.items()})
         return next(row for row in found if row.name == "judge")
 
-    for name in ("tasks_row", "sandbox_row", "minilm_row", "torch_row"):
-        monkeypatch.setattr(doctor, name, lambda *_, **__: doctor.Row("other", "OK", ""))
+    for name in ("tasks", "sandbox_layers", "minilm", "torch_build"):
+        monkeypatch.setattr(doctor, name, lambda *_, **__: "")
     for name in ("BASE_URL", "MODEL", "API_KEY"):
         monkeypatch.delenv(f"FALCON_JUDGE_{name}", raising=False)
     assert row().state == "OK" and row().detail.startswith("static")
@@ -299,20 +300,14 @@ def test_the_doctor_sees_two_faiss_builds(monkeypatch):
     monkeypatch.setattr(
         doctor.importlib.metadata, "distributions", lambda: [Distribution("faiss-cpu"), Distribution("faiss-gpu")]
     )
-    row = doctor.faiss_row(Profile())
-    assert (
-        row.state == "missing"
-        and "two builds at once: faiss-cpu faiss-gpu" in row.detail
-        and row.remedy.startswith("pip uninstall")
-    )
+    with pytest.raises(FalconError, match="two builds at once: faiss-cpu faiss-gpu\n  remedy: pip uninstall"):
+        doctor.faiss_build(Profile())
 
 
-def test_the_doctor_reports_a_missing_model_and_a_full_disk(monkeypatch, tmp_path):
+def test_the_doctor_reports_a_missing_model(monkeypatch, tmp_path):
     monkeypatch.setenv("FALCON_CACHE", str(tmp_path))
     rows = {row.name: row for row in doctor.examine("quick")}
     assert rows["model"].state == "missing" and "make setup" in rows["model"].remedy
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
-    assert doctor.disk_row(Profile()).state == "missing"
 
 
 def test_the_command_starts_quickly():

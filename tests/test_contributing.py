@@ -31,7 +31,7 @@ def test_the_worked_example_runs(title, tmp_path):
     blocks = BLOCK.findall(SECTIONS[title])
     assert 0 < sum(content.count("\n") for kind, _, content in blocks if kind != "bash") < 40, "an example fits a screen"
     for name in ("falconlib", "notebooks", "data"):
-        shutil.copytree(REPO / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "downloads", "0*_*", "10_*"))
+        shutil.copytree(REPO / name, tmp_path / name, ignore=shutil.ignore_patterns("downloads", "0*_*", "10_*"))
     shutil.copy(REPO / "pyproject.toml", tmp_path)
     (tmp_path / "tests").mkdir()
     commands = []

@@ -22,13 +22,8 @@ ADD = "Add two numbers.\nassert add(1, 2) == 3\nassert add(0, 0) == 0"
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """Twelve tokens per completion, one thread: the tiny model says nothing sensible anyway."""
-    plain = evaluate.model_profile
-
-    def small(*arguments):
-        return config.override(plain(*arguments), {"eval.max_new_tokens": 12, "model.threads": 1, "sandbox.workers": 1})
-
-    monkeypatch.setattr(evaluate, "model_profile", small)
-    monkeypatch.setattr(solver, "model_profile", small)
+    plain, quick = config.override, {"eval.max_new_tokens": 12, "model.threads": 1, "sandbox.workers": 1}
+    monkeypatch.setattr(config, "override", lambda profile, settings: plain(profile, settings | quick))
 
 
 @pytest.fixture
@@ -48,8 +43,9 @@ def call(capsys, *arguments):
     return code, printed.out, printed.err
 
 
-def quiet(*arguments, **more):
-    return run_eval("tiny", None, *arguments, progress=False, **more)
+def quiet(sets, *arguments, samples=0, limit=0, **more):
+    settings = {"model.name": "tiny", "tasks.benchmarks": sets, "eval.samples": samples, "tasks.eval_limit": limit}
+    return run_eval(config.override(config.Profile(), settings), None, *arguments, progress=False, **more)
 
 
 # -- eval

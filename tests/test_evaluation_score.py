@@ -167,7 +167,7 @@ def test_seeds_and_benchmarks_are_kept_apart():
 def test_unscored_samples_and_unlike_seeds_are_refused():
     with pytest.raises(FalconError, match="no verdict"):
         summarise([[sample()]])
-    with pytest.raises(FalconError, match="'toy/1' is not in all of them"):
+    with pytest.raises(FalconError, match="'toy/1' is not in all"):
         summarise([scored(["p", "f"], True), scored(["p"], True)])
 
 

@@ -247,7 +247,7 @@ def test_the_main_table_has_exactly_its_columns(train):
 def test_the_main_table_is_the_same_twice_and_prints(train, tmp_path):
     one, two = (tables.write_csv(tables.main_table(train, draws=200), tmp_path / name) for name in ("a.csv", "b.csv"))
     assert one.read_bytes() == two.read_bytes()
-    assert "falcon  greedy  0.625" in tables.as_text(one)
+    assert re.search(r"falcon +greedy +0.625", tables.as_text(one))
     readme = report.readme_table(one)
     assert "| arm | mode | humaneval greedy (n = 4) |" in readme and "| base | zero-shot | 25.0 [" in readme
     one.write_text("a,b\n1,2\n")
@@ -315,12 +315,10 @@ def drawings():
     )
     rates = pd.DataFrame([["he", m, a, "greedy", 0.5, 0.2, 0.8, 4] for m in ("zero-shot", "+LTM") for a in ("base", "falcon")])
     rates.columns = ["benchmark", "mode", "arm", "metric", "value", "ci_low", "ci_high", "n"]
-    stack = pd.DataFrame({"step": [1, 2], "unit": [-0.5, 0.3], "style": [0.02, None]})
     pairs = pd.DataFrame({"comparison": ["minus LTM"], "difference": [0.1], "ci_low": [-0.1], "ci_high": [0.3]})
     return {
         "curves": (figures.learning_curves, curves),
         "rates": (figures.pass_rates, rates),
-        "stack": (lambda frame: figures.reward_stack(frame, ["unit", "style"]), stack),
         "pairs": (figures.paired_differences, pairs),
     }
 

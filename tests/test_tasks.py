@@ -343,7 +343,7 @@ def test_the_exercise_of_the_notebook_names_ones_own_file():
 
     text = (files.DATA.parent / "notebooks" / "01_tasks.py").read_text(encoding="utf-8")
     (setting,) = re.findall(r"`--set (tasks\.benchmarks=[^`]+)`", text)
-    assert parse_settings([setting]) == {"tasks.benchmarks": ["my.jsonl"]}
+    assert parse_settings([setting]) == {"tasks.benchmarks": ("my.jsonl",)}
 
 
 EVALPLUS_ROW = {"task_id": "E/0", "prompt": "def f(x):\n", "entry_point": "f", "base_input": [[1]], "plus_input": [],

@@ -42,7 +42,7 @@ def test_by_family_is_seeded_and_takes_every_problem_to_both_parts():
 
 
 def test_by_family_refuses_what_it_cannot_give():
-    with pytest.raises(FalconError, match=r"4 \+ 4 problems: 0 families"):
+    with pytest.raises(FalconError, match=r"4 \+ 4 problems: 0 have that many"):
         by_family(TRAIN, 1, 4, 4, random.Random(0))
     for support, query in ((0, 1), (1, 0)):
         with pytest.raises(FalconError, match="families with"):

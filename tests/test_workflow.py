@@ -395,7 +395,7 @@ def test_a_notebook_must_know_its_parameters(tmp_path):
     path = tmp_path / "notebooks/07_b.ipynb"
     good = path.read_text()
     path.write_text(good.replace("overrides: dict", "overides: dict"))
-    with pytest.raises(FalconError, match=r"07_b.ipynb has no parameter overrides; it has overides, profile, results"):
+    with pytest.raises(FalconError, match=r"07_b.ipynb has no parameter overrides, only overides, profile, results"):
         make(tmp_path)
     path.write_text(good.replace('"parameters"', '"params"'))
     with pytest.raises(FalconError, match="0 cells tagged `parameters`"):

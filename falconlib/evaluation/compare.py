@@ -9,7 +9,6 @@ from typing import Any
 from falconlib.errors import FalconError
 from falconlib.evaluation.stats import newcombe
 
-Marks = tuple[float, float, float]  # value, ci_low, ci_high
 KEYS = ("benchmark", "mode", "arm", "metric")  # what names a row of tables/main.csv; the ones a table lacks are left blank
 
 
@@ -24,17 +23,15 @@ def compare_rows(run_a: Sequence[Mapping[str, Any]], run_b: Sequence[Mapping[str
     one, two = by_key(run_a, "A"), by_key(run_b, "B")
     rows = []
     for key in dict.fromkeys([*one, *two]):
-        (a, a_marks), (b, b_marks) = one.get(key, (None, None)), two.get(key, (None, None))
-        row: dict[str, Any] = dict(zip(KEYS, key, strict=True)) | {"a": a, "b": b, "difference": None, "low": None, "high": None}
-        if key not in one or key not in two:
-            row["verdict"] = "only in B" if key not in one else "only in A"
-        elif a_marks is None or b_marks is None:
-            row["verdict"] = "unknown"
-        else:
-            low, high = newcombe(b_marks, a_marks)
-            difference = b_marks[0] - a_marks[0]
-            row |= {"difference": difference, "low": low, "high": high, "verdict": "within" if low <= 0 <= high else "outside"}
-        rows.append(row)
+        a, b = one.get(key), two.get(key)
+        row: dict[str, Any] = dict(zip(KEYS, key, strict=True)) | {"a": a and a[0], "b": b and b[0]}
+        rows.append(row | {"difference": None, "low": None, "high": None, "verdict": "unknown"})
+        if a is None or b is None:
+            rows[-1]["verdict"] = "only in B" if a is None else "only in A"
+        elif None not in (*a, *b):
+            low, high = newcombe(b, a)
+            verdict = "within" if low <= 0 <= high else "outside"
+            rows[-1] |= {"difference": b[0] - a[0], "low": low, "high": high, "verdict": verdict}
     return rows
 
 
@@ -48,17 +45,16 @@ def in_short(rows: Sequence[Mapping[str, Any]]) -> str:
     return told + (f"; {len(rows) - known} rows not comparable" if known < len(rows) else "")
 
 
-def by_key(rows: Sequence[Mapping[str, Any]], run: str) -> dict[tuple[str, ...], tuple[float | None, Marks | None]]:
-    """value and (value, ci_low, ci_high) by key; None where a cell is blank."""
-    found: dict[tuple[str, ...], tuple[float | None, Marks | None]] = {}
+def by_key(rows: Sequence[Mapping[str, Any]], run: str) -> dict[tuple[str, ...], tuple[Any, Any, Any]]:
+    """(value, ci_low, ci_high) by key; None where a cell is blank."""
+    found: dict[tuple[str, ...], tuple[Any, Any, Any]] = {}
     for row in rows:
         key = tuple(str(row.get(name, "")) for name in KEYS)
         if key in found:
             raise FalconError(f"run {run} holds the row {' '.join(key)} twice", "compare tables with one row per key")
         try:
-            cells = [float(row[n]) for n in ("value", "ci_low", "ci_high") if row.get(n) not in (None, "")]
+            value, low, high = (None if row.get(n) in (None, "") else float(row[n]) for n in ("value", "ci_low", "ci_high"))
         except ValueError as error:
             raise FalconError(f"run {run}, row {' '.join(key)}: {error}", "value, ci_low and ci_high are numbers") from error
-        value = cells[0] if row.get("value") not in (None, "") else None
-        found[key] = (value, (cells[0], cells[1], cells[2]) if len(cells) == 3 else None)
+        found[key] = (value, low, high)
     return found

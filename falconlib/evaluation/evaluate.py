@@ -123,15 +123,11 @@ def complete(
 
 
 def run_eval(
-    model: str,
+    profile: Profile,
     adapter: Path | None,
-    tasks: Sequence[str],
     modes: Sequence[str],
     memory: Path | None = None,
     *,
-    samples: int = 0,
-    limit: int = 0,
-    base: Profile | None = None,
     seed: int = 0,
     out: Path | None = None,
     progress: bool = True,
@@ -139,24 +135,22 @@ def run_eval(
     """Generates, executes and summarises: one row per mode, benchmark and metric, with the columns COLUMNS.
 
     Args:
-        model: embedded name, "tiny", hub id or folder. adapter: folder of LoRA adapters. tasks: set names (their test
-            splits) or JSONL files. modes: of FILES, or as in MODES. memory: long-term memory of the modes with LTM, read-only.
-        samples: per task, besides greedy. limit: at most so many tasks of each set, drawn by seed 0 (0: all).
-        base: every other setting (temperature, tokens, limits ...); None: the defaults.
+        profile: model, task sets (`tasks.benchmarks`, their test splits), sizes and limits. adapter: folder of LoRA adapters.
+        modes: of FILES, or as in MODES. memory: long-term memory of the modes with LTM, read-only.
         out: folder for samples*.jsonl.gz and card.json; None writes nothing.
 
     Returns:
         The table; `attrs["cards"]` has the evaluation card of each mode, `attrs["notes"]` what the table does not show.
 
     Raises:
-        FalconError: unknown mode, task set or model, a negative number, tasks without tests, +LTM without a memory.
+        FalconError: unknown mode, task set or model, tasks without tests, +LTM without a memory.
     """
     import pandas as pd
 
     chosen = list(dict.fromkeys(mode_name(mode) for mode in modes))
     if any("LTM" in mode for mode in chosen):
         check_memory(memory)
-    profile = model_profile(model, samples, limit, base)
+    tasks = profile.tasks.benchmarks
     everything = [task for name in dict.fromkeys(tasks) for task in benchmark_tasks(profile, name)]
     if bare := next((task.task_id for task in everything if not task.tests), None):
         raise FalconError(f"task {bare!r} has no unit tests: nothing can be scored", "--tasks humaneval, mbpp, basics or apps")
@@ -167,7 +161,7 @@ def run_eval(
     with Sandbox(profile.sandbox) as sandbox:
         for mode in chosen:
             recalled = memory if "LTM" in mode else None
-            found = evaluate(policy, profile, seed, sandbox, benchmarks=tasks, mode=mode, memory=recalled, progress=progress)
+            found = evaluate(policy, profile, seed, sandbox, mode=mode, memory=recalled, progress=progress)
             rows += [{"mode": mode, **row} for row in summarise([found], ks, draws=profile.eval.bootstrap)]
             notes += unjudged(mode, tasks, found)
             cards[mode] = evaluation_card(
@@ -189,9 +183,8 @@ def unjudged(mode: str, benchmarks: Sequence[str], samples: Sequence[Sample]) ->
     judged, notes = {s.benchmark for s in samples if s.status != INFRA_ERROR}, []
     for name in [name for name in benchmarks if name not in judged]:
         counts = Counter(s.error_class for s in samples if s.benchmark == name)
-        notes.append(
-            f"{mode}: no program of {name} got a verdict ({', '.join(f'{n} {why}' for why, n in counts.most_common(3))})"
-        )
+        reasons = ", ".join(f"{n} {why}" for why, n in counts.most_common(3))
+        notes.append(f"{mode}: no program of {name} got a verdict ({reasons})")
     return notes
 
 
@@ -203,20 +196,10 @@ def mode_name(mode: str) -> str:
     return MODES[name]
 
 
-def model_profile(model: str, samples: int, limit: int = 0, base: Profile | None = None) -> Profile:
-    """The settings of `base` (the defaults) with this model and these sizes. Raises FalconError for a negative number."""
-    for name, value in (("samples", samples), ("limit", limit)):
-        if value < 0:
-            raise FalconError(f"{name} = {value}: at least 0 is expected", f"--{name} 0")
-    return config.override(base or Profile(), {"model.name": model, "eval.samples": samples, "tasks.eval_limit": limit})
-
-
 def check_memory(memory: Path | None) -> Path:
     """The path. Raises FalconError unless the file is there."""
     if memory is None or not memory.is_file():
-        raise FalconError(
-            f"there is no long-term memory at {memory}", "--memory FILE, e.g. train/falcon-s0/memory.sqlite of a run"
-        )
+        raise FalconError(f"there is no long-term memory at {memory}", "--memory train/falcon-s0/memory.sqlite of a run")
     return memory
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,16 +74,13 @@ def score_samples(
     """
     known = {task.task_id: task for task in tasks}
     if strange := next((s.task_id for s in samples if s.task_id not in known), None):
-        raise FalconError(
-            f"a sample of task {strange!r}, which is not among the {len(known)} tasks", "score it with its own task set"
-        )
+        raise FalconError(f"sample of task {strange!r}, which is not among the {len(known)} tasks", "take its own task set")
     reports = sandbox.run_many([program_for(known[s.task_id], s.code) for s in samples], progress=progress)
     scores = [NO_SCORES] * len(samples)
     if judge is not None:
         loaded = [i for i, report in enumerate(reports) if report.loaded]
-        for i, found in zip(
-            loaded, judge.score_many([(known[samples[i].task_id], samples[i].code) for i in loaded]), strict=True
-        ):
+        answers = judge.score_many([(known[samples[i].task_id], samples[i].code) for i in loaded])
+        for i, found in zip(loaded, answers, strict=True):
             scores[i] = found
     scored = []
     for sample, report, found in zip(samples, reports, scores, strict=True):
@@ -132,31 +129,24 @@ def summarise(
     seed: of the bootstrap. Raises FalconError for unscored samples and for seeds that were run on different problems.
     """
     rows = []
+    for benchmark, metric, k, chosen in cells(runs, ks):
+        matrix = score_matrix(chosen, k)
+        if matrix.size == 0:
+            continue
+        found = interval(matrix, draws, np.random.default_rng(seed))
+        statuses = [s.status for samples in chosen for s in samples]
+        row = {"benchmark": benchmark, "metric": metric, "value": found.value, "ci_low": found.low, "ci_high": found.high}
+        row |= {"interval": found.method, "seeds": len(runs), "n": matrix.shape[1], "completions": len(statuses)}
+        row |= {"timeouts": statuses.count("timeout"), "unknown": statuses.count(INFRA_ERROR), "by_seed": by_seed(matrix)}
+        rows.append(row)
+    return rows
+
+
+def cells(runs: Sequence[Sequence[Sample]], ks: Sequence[int]) -> Iterator[tuple[str, str, int, list[list[Sample]]]]:
+    """(benchmark, metric, k, its samples of each run) for "greedy" (k = 0) and every pass@k."""
     for benchmark in dict.fromkeys(s.benchmark for run in runs for s in run):
         for metric, k in [("greedy", 0), *((f"pass@{k}", k) for k in ks)]:
-            chosen = [[s for s in run if s.benchmark == benchmark and s.greedy == (k == 0)] for run in runs]
-            matrix = score_matrix(chosen, k)
-            if matrix.size == 0:
-                continue
-            found = interval(matrix, draws, np.random.default_rng(seed))
-            statuses = [s.status for samples in chosen for s in samples]
-            rows.append(
-                {
-                    "benchmark": benchmark,
-                    "metric": metric,
-                    "value": found.value,
-                    "ci_low": found.low,
-                    "ci_high": found.high,
-                    "interval": found.method,
-                    "seeds": len(runs),
-                    "n": matrix.shape[1],
-                    "completions": len(statuses),
-                    "timeouts": statuses.count("timeout"),
-                    "unknown": statuses.count(INFRA_ERROR),
-                    "by_seed": by_seed(matrix),
-                }
-            )
-    return rows
+            yield benchmark, metric, k, [[s for s in r if s.benchmark == benchmark and s.greedy == (k == 0)] for r in runs]
 
 
 def by_seed(matrix: np.ndarray) -> str:
@@ -178,9 +168,7 @@ def score_matrix(runs: Sequence[Sequence[Sample]], k: int) -> np.ndarray:
             by_task[sample.task_id] += [] if sample.status == INFRA_ERROR else [sample.status == "pass"]
         verdicts.append(by_task)
     if odd := next((v.keys() ^ verdicts[0].keys() for v in verdicts if v.keys() != verdicts[0].keys()), None):
-        raise FalconError(
-            f"the seeds were run on different problems: {min(odd)!r} is not in all of them", "evaluate the same tasks"
-        )
+        raise FalconError(f"the seeds were run on different problems: {min(odd)!r} is not in all", "evaluate the same tasks")
     need = max(k, 1)
     kept = [task_id for task_id in (verdicts[0] if verdicts else ()) if all(len(v[task_id]) >= need for v in verdicts)]
     return np.array([[pass_at_k(len(v[t]), sum(v[t]), need) for t in kept] for v in verdicts], dtype=np.float64)
@@ -209,12 +197,8 @@ def evaluation_card(
     for task in tasks:
         sets[task.dataset].append(task)
     benchmarks = {
-        name: {
-            "tasks": len(own),
-            "splits": sorted({t.split for t in own}),
-            "version": version(name),
-            "fingerprint": fingerprint(own),
-        }
+        name: {"tasks": len(own), "splits": sorted({t.split for t in own}), "version": version(name)}
+        | {"fingerprint": fingerprint(own)}
         for name, own in sets.items()
     }
     return {

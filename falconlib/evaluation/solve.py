@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from falconlib import config
 from falconlib.errors import FalconError
-from falconlib.evaluation.evaluate import check_memory, complete, model_profile
+from falconlib.evaluation.evaluate import check_memory, complete
 from falconlib.evaluation.score import Sample, score_samples
 from falconlib.policy.models import load_policy
 from falconlib.policy.states import recall_from
@@ -44,7 +45,7 @@ def solve(
     Raises:
         FalconError: no task in the text, an assert that is no Python, unknown model, missing adapter or memory.
     """
-    task, profile = task_of(text), model_profile(model, samples)
+    task, profile = task_of(text), config.override(config.Profile(), {"model.name": model, "eval.samples": samples})
     if memory is not None:
         check_memory(memory)
     policy = load_policy(profile.model, adapter=adapter)
@@ -68,9 +69,7 @@ def task_of(text: str) -> Task:
     tests = tuple(line for line in lines if re.match(r"assert\b", line))
     prompt = "\n".join(line for line in text.strip().splitlines() if line.strip() not in tests).strip()
     if not prompt:
-        raise FalconError(
-            "there is no task in the text", 'falconlib solve "Reverse the words of a sentence with `reverse_words`."'
-        )
+        raise FalconError("there is no task in the text", 'falconlib solve "Reverse the words of a sentence."')
     for test in tests:
         try:
             ast.parse(test)
@@ -116,7 +115,7 @@ def verdict(task: Task, sample: Sample) -> str:
     """What is known of one program, in words."""
     if sample.status == INFRA_ERROR:
         return "no verdict: the sandbox could not judge it"
-    if not task.tests and ran(sample):
+    if not task.tests and rank(task, sample) == 1.0:
         return "runs without error"
     detail = f" ({sample.error_class})" if sample.error_class not in ("", sample.status) else ""
     share = f", {sample.pass_ratio:.0%} of the asserts" if task.tests and sample.status == "fail" else ""
@@ -124,14 +123,10 @@ def verdict(task: Task, sample: Sample) -> str:
 
 
 def rank(task: Task, sample: Sample) -> float:
-    """1 for the best that can be known, below 0 for no verdict."""
+    """1 for the best that can be known, below 0 for no verdict. Without tests a program was given an empty input, and what it
+    printed is no matter: it ran to its end or it did not."""
     if sample.status == INFRA_ERROR:
         return -1.0
     if not task.tests:
-        return float(ran(sample))
+        return float(sample.status in ("pass", "fail"))
     return 1.0 if sample.status == "pass" else min(sample.pass_ratio or 0.0, 0.99)
-
-
-def ran(sample: Sample) -> bool:
-    """Whether a program without tests ran to its end: it was given an empty input, and what it printed is no matter."""
-    return sample.status in ("pass", "fail")

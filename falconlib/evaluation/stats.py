@@ -16,6 +16,7 @@ import numpy as np
 
 from falconlib.errors import FalconError
 
+LEVEL, POWER = 0.95, 0.8  # of every interval; of the tests that `detectable` speaks of
 CHUNK = 2_000_000  # numbers drawn at a time: bounds the memory of a bootstrap
 
 
@@ -45,18 +46,18 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - float(np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
 
 
-def wilson(passes: float, n: int, level: float = 0.95) -> tuple[float, float]:
+def wilson(passes: float, n: int) -> tuple[float, float]:
     """Wilson's score interval for a share of n: honest at 0 of n and n of n. (0, 1) for n = 0."""
     if n == 0:
         return 0.0, 1.0
-    z = NormalDist().inv_cdf(0.5 + level / 2)
+    z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
     p, shrink = passes / n, 1 + z * z / n
     middle = (p + z * z / (2 * n)) / shrink
     half = z / shrink * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
     return (0.0 if passes == 0 else max(0.0, middle - half)), (1.0 if passes == n else min(1.0, middle + half))
 
 
-def interval(matrix: Any, draws: int, rng: np.random.Generator, level: float = 0.95) -> Interval:
+def interval(matrix: Any, draws: int, rng: np.random.Generator) -> Interval:
     """Mean of a [seeds, problems] matrix with its interval.
 
     One seed of plain outcomes (0 or 1), and a matrix whose bootstrap has no width: Wilson with n = problems (seeds are
@@ -65,23 +66,23 @@ def interval(matrix: Any, draws: int, rng: np.random.Generator, level: float = 0
     data = checked(matrix)
     value, problems = float(data.mean()), data.shape[1]
     if not (len(data) == 1 and np.isin(data, (0, 1)).all()):
-        low, high = bootstrap_interval(data, draws, rng, level)
+        low, high = bootstrap_interval(data, draws, rng)
         if low < high:
             return Interval(value, low, high, "bootstrap" if len(data) == 1 else "bootstrap-seeds")
-    return Interval(value, *wilson(value * problems, problems, level), "wilson")
+    return Interval(value, *wilson(value * problems, problems), "wilson")
 
 
-def bootstrap_interval(matrix: Any, draws: int, rng: np.random.Generator, level: float = 0.95) -> tuple[float, float]:
+def bootstrap_interval(matrix: Any, draws: int, rng: np.random.Generator) -> tuple[float, float]:
     """Percentile interval of the mean: each draw takes seeds and problems with replacement; problems only for one seed.
 
     All seeds of a draw meet the same problems: every seed was scored on one problem set, so its luck is shared.
     """
     data = checked(matrix)
     means = np.concatenate([draw_means(data, part, rng) for part in chunks(data.shape[1], draws)])
-    return quantiles(np.clip(means, 0, 1), level)
+    return quantiles(np.clip(means, 0, 1))
 
 
-def paired_difference(a: Any, b: Any, draws: int, rng: np.random.Generator, level: float = 0.95) -> Interval:
+def paired_difference(a: Any, b: Any, draws: int, rng: np.random.Generator) -> Interval:
     """mean(a) - mean(b) of two [seeds, problems] matrices over the same problems, in the same order.
 
     Each draw takes one set of problems for both (they are paired) and seeds of each arm by itself (they are not).
@@ -99,12 +100,12 @@ def paired_difference(a: Any, b: Any, draws: int, rng: np.random.Generator, leve
         parts.append(draw_means(one, part, rng, problems) - draw_means(two, part, rng, problems))
     differences = np.concatenate(parts)
     value = float(one.mean() - two.mean())
-    low, high = quantiles(differences, level)
+    low, high = quantiles(differences)
     if low == high:
         n = one.shape[1]
-        marks = [(float(m.mean()), *wilson(float(m.mean()) * n, n, level)) for m in (one, two)]
+        marks = [(float(m.mean()), *wilson(float(m.mean()) * n, n)) for m in (one, two)]
         low, high = newcombe(*marks)
-        return Interval(value, low, high, "newcombe", None, (high - low) / 2 / NormalDist().inv_cdf(0.5 + level / 2))
+        return Interval(value, low, high, "newcombe", None, (high - low) / 2 / NormalDist().inv_cdf(0.5 + LEVEL / 2))
     single, se = len(one) == len(two) == 1, float(differences.std())
     if single and np.isin([one, two], (0, 1)).all():
         return Interval(value, low, high, "bootstrap", mcnemar(one[0], two[0]), se)
@@ -113,14 +114,14 @@ def paired_difference(a: Any, b: Any, draws: int, rng: np.random.Generator, leve
     return Interval(value, low, high, "bootstrap" if single else "bootstrap-seeds", p, se)
 
 
-def detectable(se: float | None, comparisons: int = 1, power: float = 0.8, level: float = 0.95) -> float | None:
-    """The smallest true difference that a two-sided test finds with this power: (z_(1 - a/2m) + z_power) * se, a = 1 - level.
+def detectable(se: float | None, comparisons: int = 1) -> float | None:
+    """The smallest true difference that a two-sided test finds with POWER: (z_(1 - a/2m) + z_POWER) * se, a = 1 - LEVEL.
 
     m: comparisons that share the error; the first step of Holm's procedure is the hardest, and it is the one meant here.
     None for an unknown standard error (of a comparison that was not made).
     """
     z = NormalDist().inv_cdf
-    return None if se is None else (z(1 - (1 - level) / 2 / comparisons) + z(power)) * se
+    return None if se is None else (z(1 - (1 - LEVEL) / 2 / comparisons) + z(POWER)) * se
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
@@ -186,7 +187,7 @@ def draw_means(data: np.ndarray, draws: int, rng: np.random.Generator, problems:
     return np.take_along_axis(weights @ data, problems, axis=1).mean(axis=1)
 
 
-def quantiles(values: np.ndarray, level: float) -> tuple[float, float]:
-    """The central `level` of the values."""
-    low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
+def quantiles(values: np.ndarray) -> tuple[float, float]:
+    """The central LEVEL of the values."""
+    low, high = np.quantile(values, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
     return float(low), float(high)

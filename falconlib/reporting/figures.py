@@ -1,4 +1,4 @@
-"""Figures from tables: learning curves, pass rates with intervals, reward components, paired differences.
+"""Figures from tables: learning curves, pass rates with intervals, paired differences.
 
 Each function takes a DataFrame and returns a matplotlib Figure; `save` writes it as SVG and PNG with its data as CSV, the
 same bytes each time. Colours are Okabe and Ito's, and every series has its marker too, so that greyscale can be read.
@@ -22,7 +22,6 @@ from falconlib.reporting.tables import write_csv
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-HATCHES = ("", "//", "..", "xx", "\\\\", "++")
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 10,
@@ -110,27 +109,6 @@ def pass_rates(frame: pd.DataFrame) -> Figure:
         axis.set_title(f"{benchmark}, {metric}, n = {int(part['n'].max())}")
     axes[0].invert_yaxis()
     axes[-1].legend(frameon=False, loc="lower right")
-    return figure
-
-
-def reward_stack(frame: pd.DataFrame, components: Sequence[str], x: str = "step") -> Figure:
-    """Stacked bars of the reward's weighted components over `x`, gains above zero and losses below, their sum as a line.
-
-    frame: columns `x` and `components` (already multiplied by their weights).
-    """
-    figure, (axis,) = _panels(1, width=6)
-    above, below = np.zeros(len(frame)), np.zeros(len(frame))
-    place = np.arange(len(frame))
-    for i, name in enumerate(components):
-        value = frame[name].astype(float).fillna(0).to_numpy()
-        base = np.where(value >= 0, above, below)
-        style = {"color": COLOURS[i % len(COLOURS)], "hatch": HATCHES[i % len(HATCHES)], "edgecolor": "white"}
-        axis.bar(place, value, bottom=base, label=name, width=0.8, **style)
-        above, below = above + np.maximum(value, 0), below + np.minimum(value, 0)
-    axis.plot(place, frame[list(components)].astype(float).sum(axis=1), color="black", marker="o", markersize=4, label="sum")
-    axis.axhline(0, color="black", linewidth=0.8)
-    axis.set(xlabel=x, ylabel="reward", xticks=place, xticklabels=[str(value) for value in frame[x]])
-    axis.legend(frameon=False, ncols=2)
     return figure
 
 

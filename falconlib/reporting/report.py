@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from falconlib.errors import FalconError
 from falconlib.files import disk_errors, read_json, write_text
 from falconlib.reporting.run import REPO, results_root
@@ -119,8 +121,6 @@ def provenance(root: Path) -> Section:
 
 def readme_table(main_csv: Path) -> str:
     """The README's table, as Markdown, from a main.csv."""
-    import pandas as pd
-
     read_main(main_csv)  # checks its columns
     return markdown(summary(pd.read_csv(main_csv)))
 

@@ -29,7 +29,7 @@ from typing import Any
 
 from falconlib.config import ARMS, Profile, load_profile
 from falconlib.errors import FalconError, did_you_mean
-from falconlib.files import JsonLines, disk_errors, sha256, write_json
+from falconlib.files import disk_errors, sha256, write_json
 
 REPO = Path(__file__).resolve().parents[2]
 STAGE_ENV = "FALCON_STAGE"  # JSON that the runner hands to the kernel: stage, token, key, command
@@ -92,7 +92,6 @@ class Stage:
 
     profile: the typed configuration (train.arm and train.seed set for 06_train). root: results/runs/<profile>, where
     tables/ and figures/ lie. folder: of this stage, for its metrics, samples, checkpoints. key: folder relative to root.
-    metrics: JsonLines `metrics.jsonl`, the system of record, without clock values. timings: JsonLines for clock values.
     from_reference: the files that `find` took from the committed reference results.
     """
 
@@ -102,7 +101,6 @@ class Stage:
         self.from_reference: list[str] = []
         self.inputs: dict[str, str] = {}
         self.outputs: list[str] = []
-        self.metrics, self.timings = JsonLines(self.folder / "metrics.jsonl"), JsonLines(self.folder / "timings.jsonl")
         self.began = time.perf_counter()
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -174,12 +172,8 @@ class Stage:
                 if not file.is_file() or not file.resolve().is_relative_to(self.root.resolve()):
                     raise FalconError(f"output {output} of {self.key} is no file below {self.root}", "write it before finish()")
                 hashes[file.relative_to(self.root).as_posix()] = sha256(file)
-        self.facts |= {
-            "wall_s": round(time.perf_counter() - self.began, 3),
-            "peak_mb": peak_mb(),
-            "device": device(),
-            "complete": True,
-        }
+        self.facts |= {"wall_s": round(time.perf_counter() - self.began, 3), "peak_mb": peak_mb()}
+        self.facts |= {"device": device(), "complete": True}
         self._write_run()
         key = self.handed.get("key") or {"parameters": self.parameters}
         manifest = {"stage": self.key, "token": self.handed.get("token"), **key, "read": self.inputs, "outputs": hashes}
@@ -219,11 +213,7 @@ def provenance(profile: Profile, parameters: dict[str, Any], command: str) -> di
         "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "device": device(),
         "dtype": profile.model.dtype,
-        "model": None,
-        "data": None,
-        "sandbox": None,
-        "wall_s": None,
-        "peak_mb": None,
+        **dict.fromkeys(("model", "data", "sandbox", "wall_s", "peak_mb")),
         "complete": False,
     }
 

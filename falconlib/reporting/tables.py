@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from falconlib.config import ARMS
 from falconlib.errors import FalconError
-from falconlib.files import read_json, write_text
+from falconlib.files import JsonLines, read_json, write_text
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from falconlib.evaluation.score import Sample
 
 MAIN = [
@@ -65,7 +65,6 @@ def main_table(train: Path, draws: int = 10000, seed: int = 0) -> pd.DataFrame:
     Args:
         train: folder of the training runs. draws, seed: of the bootstrap.
     """
-    import pandas as pd
 
     from falconlib.evaluation.score import summarise
 
@@ -96,8 +95,8 @@ def too_close(train: Path) -> set[str]:
     path = Path(train).parent / "01_tasks" / "leakage.csv"
     if not path.is_file():
         return set()
-    with open(path, encoding="utf-8", newline="") as source:
-        return {row["task"] for row in csv.DictReader(source) if float(row["cosine"] or 0) > 0.9}
+    found = pd.read_csv(path)
+    return set(found.loc[found["cosine"] > 0.9, "task"])
 
 
 def plain(frame: pd.DataFrame) -> pd.DataFrame:
@@ -121,8 +120,6 @@ def costs(folders: Sequence[Path]) -> dict[str, Any]:
 
 def tried(folders: Sequence[Path]) -> int:
     """How many configurations the committed search (evaluation.search) tried for this arm."""
-    from falconlib.files import JsonLines
-
     log = folders[0].parent.parent / "search" / "search.jsonl"
     arm = folders[0].name.rpartition("-s")[0]
     return len({row["lr"] for row in JsonLines(log).rows() if row["arm"] == arm})
@@ -135,9 +132,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def metrics_table(train: Path) -> pd.DataFrame:
     """All metrics.jsonl below `train` as one table: arm, seed, step, and the metrics that are numbers."""
-    import pandas as pd
-
-    from falconlib.files import JsonLines
 
     rows = []
     for arm, folders in training_runs(train).items():
@@ -156,8 +150,6 @@ def write_csv(frame: pd.DataFrame, path: Path) -> Path:
 def markdown(frame: pd.DataFrame, digits: int = 3) -> str:
     """A DataFrame as a Markdown table; floats with `digits` digits, empty cells for the unknown."""
 
-    import pandas as pd
-
     def cell(value: Any) -> str:
         if pd.isna(value):  # None, NaN and pd.NA, which has no truth value
             return ""
@@ -170,16 +162,11 @@ def markdown(frame: pd.DataFrame, digits: int = 3) -> str:
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """The main table for readers: one row per arm and mode, one column per benchmark and metric, percent with interval."""
     frame = plain(frame)
-    shown = frame.assign(
-        cell=[
-            f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-            for value, low, high in zip(frame["value"], frame["ci_low"], frame["ci_high"], strict=True)
-        ],
-        what=[f"{b} {m} (n = {n})" for b, m, n in zip(frame["benchmark"], frame["metric"], frame["n"], strict=True)],
-    )
-    wide = shown.pivot(index=["arm", "mode"], columns="what", values="cell")
-    order = [tuple(pair) for pair in shown[["arm", "mode"]].drop_duplicates().itertuples(index=False)]
-    return wide.loc[order, list(dict.fromkeys(shown["what"]))].fillna("").reset_index().rename_axis(columns=None)
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for row in frame.itertuples():
+        text = f"{100 * row.value:.1f} [{100 * row.ci_low:.1f}, {100 * row.ci_high:.1f}]"
+        rows.setdefault((row.arm, row.mode), {})[f"{row.benchmark} {row.metric} (n = {row.n})"] = text
+    return pd.DataFrame([{"arm": arm, "mode": mode, **cells} for (arm, mode), cells in rows.items()]).fillna("")
 
 
 def read_main(path: Path) -> list[dict[str, str]]:
@@ -195,11 +182,7 @@ def read_main(path: Path) -> list[dict[str, str]]:
 
 
 def as_text(path: Path) -> str:
-    """A main table's CSV for the terminal: benchmark, mode, arm, metric, value with interval, seeds, n. Needs no pandas."""
-    lines = [("benchmark", "mode", "arm", "metric", "value", "95 % interval", "seeds", "n")]
-    for row in read_main(path):
-        span = f"[{float(row['ci_low']):.3f}, {float(row['ci_high']):.3f}]"
-        value = f"{float(row['value']):.3f}"
-        lines.append((row["benchmark"], row["mode"], row["arm"], row["metric"], value, span, row["seeds"], row["n"]))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    """A main table's CSV for the terminal: benchmark, mode, arm, metric, value with interval, seeds, n."""
+    columns = ["benchmark", "mode", "arm", "metric", "value", "ci_low", "ci_high", "seeds", "n"]
+    frame = pd.DataFrame(read_main(path))[columns].astype({"value": float, "ci_low": float, "ci_high": float})
+    return frame.to_string(index=False, float_format="%.3f")

@@ -20,6 +20,7 @@ from falconlib.errors import FalconError, did_you_mean
 from falconlib.records import Task, to_json
 from falconlib.tasks import apps, codal, evalplus, humaneval, jsonl, mbpp
 from falconlib.tasks.files import SUFFIXES, find
+from falconlib.tasks.hub import download
 
 __all__ = ["TASK_SETS", "download", "fingerprint", "fingerprints", "load_tasks", "sample_tasks", "version", "visible_tests"]
 
@@ -104,10 +105,3 @@ def fingerprints(own: TaskConfig) -> dict[str, str]:
     """What a run learns from and is measured on: "basics train" -> fingerprint of the tasks drawn, for run.json."""
     drawn = [(name, "train", own.train_limit) for name in own.train] + [(name, "test", own.eval_limit) for name in own.benchmarks]
     return {f"{name} {split}": fingerprint(load_tasks(name, split, limit, own.seed)) for name, split, limit in drawn}
-
-
-def download(name: str) -> Path:
-    """Fetches "mbpp", "apps" or "codal" from the hub into data/downloads and returns the file (see tasks/hub.py)."""
-    from falconlib.tasks import hub
-
-    return hub.download(name)

@@ -85,9 +85,5 @@ def stdio(given: Any, wanted: Any) -> str:
 def call(name: str, arguments: list, wanted: Any) -> str:
     """One assert for a function. JSON has no tuples, and many rows wrap the result in a list of one: both forms count."""
     result = f"listed({name}({', '.join(map(repr, arguments))}))"
-    return f"assert {result} in ({wanted!r}, {wanted[0]!r})" if one(wanted) else f"assert {result} == {wanted!r}"
-
-
-def one(wanted: Any) -> bool:
-    """Whether the expected value may be wrapped in a list of one."""
-    return isinstance(wanted, list) and len(wanted) == 1
+    wrapped = isinstance(wanted, list) and len(wanted) == 1
+    return f"assert {result} in ({wanted!r}, {wanted[0]!r})" if wrapped else f"assert {result} == {wanted!r}"

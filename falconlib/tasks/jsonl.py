@@ -77,9 +77,7 @@ def read(row: dict | Path, dataset: str, number: int, where: str) -> Task | None
 def runnable(task: Task, where: str) -> Task:
     """The task. Raises SyntaxError for tests that are no Python, FalconError for none and for a setup that solves the task."""
     if not task.tests or not all(isinstance(t, str) and t.strip() for t in task.tests):
-        raise FalconError(
-            f"{where}: tests must be a list of pieces of source text, at least one", '"tests": ["assert f(1) == 2"]'
-        )
+        raise FalconError(f"{where}: tests must be a list of source texts, at least one", '"tests": ["assert f(1) == 2"]')
     if task.mode == "stdio":
         for case in (parse_row(test, f"{where}: tests") for test in task.tests):
             field(case, "input", str, f"{where}: tests"), field(case, "output", str, f"{where}: tests")

@@ -27,9 +27,7 @@ def from_row(row: dict, where: str) -> Task:
     """
     number = field(row, "task_id", int, where)
     if not 1 <= number <= 974:
-        raise FalconError(
-            f"{where}: task_id {number} is none of MBPP's, which are 1 to 974", "give own tasks `prompt` and `tests`"
-        )
+        raise FalconError(f"{where}: task_id {number} is none of MBPP's, 1 to 974", "give own tasks `prompt` and `tests`")
     code, tests = field(row, "code", str, where).replace("\r\n", "\n"), field(row, "test_list", list, where)
     text = field(row, "text", str, where, None) or field(row, "prompt", str, where)
     imports = field(row, "test_imports", list, where, [])

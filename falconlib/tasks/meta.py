@@ -41,10 +41,8 @@ def by_family(tasks: Sequence[Task], n: int, support: int, query: int, rng: HasR
         families[task.family].append(task)
     large = [own for name, own in sorted(families.items()) if name and len(own) >= support + query]
     if min(support, query) < 1 or len(large) < n:
-        raise FalconError(
-            f"{n} families with {support} + {query} problems: {len(large)} families have that many",
-            "ask for fewer families or problems, at least one of each",
-        )
+        wanted = f"{n} families with {support} + {query} problems"
+        raise FalconError(f"{wanted}: {len(large)} have that many", "ask for fewer families or problems, at least one of each")
     drawn = sample_tasks([own[0] for own in large], [float(len(own)) for own in large], n, rng)
     found = []
     for first in drawn:
