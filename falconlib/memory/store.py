@@ -35,6 +35,9 @@ SCHEMA = (
        ast_hash TEXT NOT NULL, verified INTEGER NOT NULL, source TEXT NOT NULL, code TEXT NOT NULL, count INTEGER NOT NULL,
        status TEXT NOT NULL, error_class TEXT NOT NULL, message TEXT NOT NULL, feedback TEXT NOT NULL, reward REAL,
        step INTEGER, rollout INTEGER, run_id TEXT NOT NULL, created REAL, UNIQUE(task, ast_hash))""",
+    # Recall reads one program and the failures' messages of each task, not the rows of all its programs.
+    "CREATE INDEX episode_best ON episode(task, source = 'gold' DESC, reward DESC, length(code), id) WHERE verified",
+    "CREATE INDEX episode_error ON episode(task, error_class, count, message, verified) WHERE NOT verified",
 )
 # What the contents are made of. Left out: ids (only their order counts), run_id and created (where and when, not what).
 TASK_COLUMNS = "task_id, text_hash, utility, dataset, split, family, description, tests, embedding"
