@@ -112,7 +112,7 @@ class Report:
 
     status: one of STATUSES, or INFRA_ERROR when the harness itself broke (then nothing may be learnt from it).
     tests: one TestResult per executed assertion; tests_expected: how many there should be (None when not known); runs: where
-    that is so, how often each assert in the source ran.
+    that is so, (assert in the source, questions that led to it, how often it ran).
     integrity: "value" (expected values never met the program) or "in_process" (they did; a program could cheat).
     loaded: whether the module body ran to its end.
     cpu_s, wall_s, peak_mb: cost; None when not measured. layers: id of the sandbox layers that were active.
@@ -134,7 +134,7 @@ class Report:
     wall_s: float | None = None
     peak_mb: float | None = None
     layers: str = ""
-    runs: tuple[int, ...] = ()
+    runs: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ It holds the program's source and the inputs of the calls, never a test or an ex
 import atexit
 import codeop
 import contextlib
+import copy
 import dis
 import io
 import operator
@@ -13,13 +14,16 @@ import sys
 import threading
 import types
 
-from falconlib.sandbox.codec import Encoder, decode, receive, send
+from falconlib.sandbox.codec import Encoder, Rest, decode, receive, send
 
 FILENAME = "solution.py"
 _INCOMPLETE = codeop.PyCF_ALLOW_INCOMPLETE_INPUT | codeop.PyCF_DONT_IMPLY_DEDENT  # type: ignore[attr-defined]
 _RAISE = dis.opmap["RAISE_VARARGS"]
 _ballast = [bytearray(1 << 20)]  # freed when memory is exhausted, so that the error can still be told
-_OPERATIONS = {f.__name__: f for f in (len, iter, getattr, setattr, str, repr, hash)} | {"call": lambda f, *a, **k: f(*a, **k)}
+_PLAIN = (len, iter, next, reversed, getattr, setattr, delattr, str, repr, format, hash, float, int, round, divmod, copy.copy)
+_OPERATIONS: dict = {f.__name__: f for f in (*_PLAIN, copy.deepcopy)} | {"rest": Rest.__call__}
+_OPERATIONS["call"] = lambda f, *a, **k: f(*a, **k)
+_OPERATIONS |= {"enter": operator.methodcaller("__enter__"), "exit": operator.methodcaller("__exit__", None, None, None)}
 _stdout, _stderr = sys.stdout, sys.stderr
 
 
@@ -103,16 +107,16 @@ class Server:
         self.fd, self.module, self.objects, self.keep = fd, module, [], False
 
     def run(self):
-        while True:
-            request = receive(self.fd)
-            if request is None:
-                return
-            try:
-                reply = self.answer(request)
-            except BaseException as error:  # noqa: BLE001
-                reply = {"error": describe(error)}
-            flush()
-            send(self.fd, {"id": request["id"], **reply})
+        while (request := receive(self.fd)) is not None:
+            self.serve(request)
+
+    def serve(self, request):
+        try:
+            reply = self.answer(request)
+        except BaseException as error:  # noqa: BLE001
+            reply = {"error": describe(error)}
+        flush()
+        send(self.fd, {"id": request["id"], **reply})
 
     def answer(self, request):
         self.keep = request["keep"]
@@ -140,10 +144,10 @@ class Server:
         return Encoder(self.reference)(value)
 
     def reference(self, value):
-        if not self.keep:
+        if not self.keep and type(value) is not Rest:
             return None
         self.objects.append(value)
-        return {"t": "ref", "v": len(self.objects) - 1, "type": type(value).__name__[:100]}
+        return {"t": "rest" if type(value) is Rest else "ref", "v": len(self.objects) - 1, "type": type(value).__name__[:100]}
 
     def special(self, tag, v):
         if tag == "ref":
@@ -157,9 +161,12 @@ class Server:
         raise ValueError(tag)
 
     def callback(self, number, args):
-        """A function of the test, called from here: the judge runs it and sends the value."""
+        """A function of the test, called from here: the judge runs it and sends the value. Until then it may ask."""
+        keep = self.keep
         send(self.fd, {"callback": number, "args": [self.encode(a) for a in args]})
-        reply = receive(self.fd)
+        while "target" in (reply := receive(self.fd)):
+            self.serve(reply)
+        self.keep = keep
         if "error" in reply:
             raise RuntimeError(reply["error"])
         return decode(reply["value"], self.special)

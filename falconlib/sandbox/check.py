@@ -65,7 +65,8 @@ _FIELDS = ", ".join(Row.__struct_fields__)
 
 def check_corpus(path: str | Path, tier: str | None = None, json_out: str | Path | None = None) -> int:
     """Runs the corpus fresh, warm (a control after each), and with cores oversubscribed four times; with no `tier` given,
-    also warm on tier B. Writes each mismatch to standard output, and {"programs", "mismatches", "layers"} to `json_out`.
+    also warm on tier B. Writes each mismatch to standard output, and {"programs", "mismatches", "layers": by tier} to
+    `json_out`.
 
     Returns 0 when at least one program ran and nothing differed, else 1. Raises FalconError for an unreadable corpus, or
     a machine that does not offer the tier.
@@ -87,7 +88,7 @@ def check_corpus(path: str | Path, tier: str | None = None, json_out: str | Path
                     mismatches.append({"name": row["name"], "way": f"{way}, tier {sandbox.tier}", "what": what})
                     sys.stdout.write("{name} ({way}): {what}\n".format(**mismatches[-1]))
     if json_out is not None:
-        told = {"programs": len(rows), "mismatches": mismatches, "layers": next(iter(found.values()))}
+        told = {"programs": len(rows), "mismatches": mismatches, "layers": found}
         Path(json_out).write_text(json.dumps(told), encoding="utf-8")
     tiers = ", ".join(found)
     sys.stdout.write(f"{len(rows)} programs, {len(ways)} ways (tiers: {tiers}), {len(mismatches)} mismatches\n")

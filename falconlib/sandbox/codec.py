@@ -18,7 +18,7 @@ import struct
 MAX_DEPTH = 200  # nesting of one value
 MAX_COST = 1 << 23  # characters and nodes of one value
 MAX_FRAME = 1 << 25  # bytes
-MAX_ITER = 10_000  # elements of an iterator that are carried
+CHUNK = 1000  # elements of an iterator that travel at once, the others when they are asked for
 BIG = 10_000  # bits; beyond it decimal text is refused by int()
 
 _encode = json.encoder.c_make_encoder(None, None, json.encoder.encode_basestring_ascii, None, ": ", ", ", False, False, True)  # type: ignore[attr-defined]
@@ -27,7 +27,7 @@ _SEQUENCES = {tuple: "tuple", set: "set", frozenset: "frozenset", collections.de
 _SOURCES = ((i for i in range(0)), reversed([]), *(iter(k()) for k in (list, tuple, dict, set, str)), iter(range(0)))
 _ITERATORS = {*map(type, _SOURCES), map, filter, zip, enumerate, reversed}
 _VIEWS = {type({}.keys()): "keys", type({}.values()): "values", type({}.items()): "items"}
-_DICTS = (dict, collections.Counter, collections.OrderedDict, collections.defaultdict)
+_DICTS = {k.__name__: k for k in (dict, collections.Counter, collections.OrderedDict)}
 _SCALARS: dict = {  # class: its content; the tag is the type's name
     bytes: bytes.hex,
     bytearray: bytearray.hex,
@@ -64,6 +64,16 @@ class Unsupported(Exception):
     """A value that does not travel."""
 
 
+class Rest:
+    """What is left of an iterator, a list at a time."""
+
+    def __init__(self, iterator):
+        self.iterator = iterator
+
+    def __call__(self):
+        return list(itertools.islice(self.iterator, CHUNK))
+
+
 class Encoder:
     """One value -> JSON-able data. `special(value)` may give the content for what is no plain data, or None."""
 
@@ -92,10 +102,16 @@ class Encoder:
     def _tagged(self, x, kind, depth):
         if kind in _SEQUENCES:
             return {"t": _SEQUENCES[kind], "v": [self(e, depth) for e in x]}
-        if kind in _DICTS:
-            return {"t": "dict", "v": [[self(k, depth), self(v, depth)] for k, v in x.items()]}
+        if kind in _DICTS.values():
+            return {"t": kind.__name__, "v": [[self(k, depth), self(v, depth)] for k, v in x.items()]}
+        if kind is collections.defaultdict:
+            factory = next((name for name, k in _TYPES.items() if k is x.default_factory), None)
+            return {"t": "defaultdict", "v": [self(dict(x), depth), factory]}
         if kind in _ITERATORS or kind.__module__ == "itertools":
-            return {"t": "iter", "v": [self(e, depth) for e in itertools.islice(x, MAX_ITER)]}
+            first = [self(e, depth) for e in itertools.islice(x, CHUNK)]
+            if len(first) < CHUNK or self.special is None:
+                return {"t": "iter", "v": first}
+            return {"t": "lazy", "v": [first, self.special(Rest(x))]}
         if kind in _VIEWS:
             return {"t": _VIEWS[kind], "v": [self(e, depth) for e in x]}
         if kind in _SCALARS:
@@ -133,8 +149,12 @@ def decode(x, special=None):
         tag, v = x["t"], x["v"]
         if tag in _BUILD:
             return _BUILD[tag]([decode(e, special) for e in v])
-        if tag == "dict":
-            return {decode(k, special): decode(e, special) for k, e in v}
+        if tag in _DICTS:
+            return _DICTS[tag]({decode(k, special): decode(e, special) for k, e in v})
+        if tag == "defaultdict":
+            return collections.defaultdict(v[1] and _TYPES[v[1]], decode(v[0], special))
+        if tag == "lazy":
+            return itertools.chain(decode(v[0], special), itertools.chain.from_iterable(iter(decode(v[1], special), [])))
         if tag in ("keys", "values", "items"):
             items = [decode(e, special) for e in v]
             source = dict(items) if tag == "items" else dict.fromkeys(items) if tag == "keys" else dict(enumerate(items))

@@ -209,6 +209,8 @@ class Walls:
         for folder in self.hidden:
             self.mount("tmpfs", base + folder, "tmpfs", _NOSUID | _NODEV | _RDONLY, "size=4k,mode=755")
         os.mkdir(base + "/proc")
+        for number, name in enumerate(("stdin", "stdout", "stderr")):
+            os.symlink(f"/proc/self/fd/{number}", f"{base}/dev/{name}")
         if own_pids:
             self.mount("proc", base + "/proc", "proc", _NOSUID | _NODEV | _NOEXEC)
         else:

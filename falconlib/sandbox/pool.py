@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import selectors
 import threading
@@ -24,6 +25,7 @@ from falconlib.sandbox.cache import VerdictCache
 from falconlib.sandbox.worker import Worker
 
 RETRIES = 2  # of a program that the harness lost
+TEXT = 16  # times output_kb that a gold may print: what it prints is no reason to know nothing
 SLACK, MOST = 3, 5  # a program may take SLACK times what its gold takes, where that is above cpu_s; at most MOST times cpu_s
 
 
@@ -44,6 +46,7 @@ class Task:
         self.program, self.limits, self.runs, self.attempts, self.alone = program, limits, runs, 0, False
         self.mode = "stdio" if program.mode == "stdio" else "value"
         self.parts: list = []  # stdio: results of the tests so far
+        self.needed = 0.0  # seconds of the slowest run
 
     def inputs(self) -> tuple[bytes, bytes]:
         code = self.program.code.encode("utf-8", "surrogatepass")
@@ -89,7 +92,7 @@ class Sandbox:
         self._settings = {"tier": tier or "A", "off": sorted(without)}
         self._lock, self._pid = threading.RLock(), os.getpid()
         self._workers: list[Worker] = []
-        self._golds: dict[Program, Report | None] = {}  # what is known of golds; None for those that do not pass
+        self._golds: dict[Program, tuple | None] = {}  # (seconds needed, runs) of golds; None for those that do not pass
         self._closer = weakref.finalize(self, _close, self._workers, self._pid)
         count = config.workers or len(os.sched_getaffinity(0))
         try:
@@ -168,7 +171,7 @@ class Sandbox:
                     results |= unsure | self._settle(again, {}, bar)
             finally:  # what is known before an interrupt is kept as well
                 if self._cache:
-                    self._cache.keep({p: r for p, r in results.items() if not self._needs_gold(p, r)})
+                    self._cache.keep({p: r for p, r in results.items() if p.gold is None or r.tests_expected is not None})
         results |= known
         return [results[p] for p in programs]
 
@@ -176,8 +179,9 @@ class Sandbox:
         gold = self._golds.get(gold_of(program)) if self._golds else None
         if gold is None:
             return Task(program, self.config)
-        limit = max(self.config.cpu_s, min(SLACK * (gold.cpu_s or 0), MOST * self.config.cpu_s))
-        return Task(program, self.config if limit == self.config.cpu_s else replace(self.config, cpu_s=limit), gold.runs)
+        needed, runs = gold
+        limit = max(self.config.cpu_s, min(SLACK * needed, MOST * self.config.cpu_s))
+        return Task(program, self.config if limit == self.config.cpu_s else replace(self.config, cpu_s=limit), runs)
 
     def _needs_gold(self, program: Program, report: Report) -> bool:
         """Whether only the gold can tell how often asserts run, or how long the task takes, and was not asked yet."""
@@ -185,9 +189,16 @@ class Sandbox:
         return doubtful and program.gold is not None and gold_of(program) not in self._golds
 
     def _measure(self, golds: Iterable[Program], bar) -> None:
-        limits = replace(self.config, cpu_s=MOST * self.config.cpu_s)
-        reports = self._settle([Task(p, limits) for p in golds], {}, bar)
-        self._golds |= {p: r if r.status == "pass" else None for p, r in reports.items()}
+        limits = replace(self.config, cpu_s=MOST * self.config.cpu_s, output_kb=TEXT * self.config.output_kb)
+        tasks = [Task(p, limits) for p in golds]
+        reports = self._settle(tasks, {}, bar)
+        for task in tasks:
+            report = reports[task.program]
+            if report.status != "pass":
+                told = "a reference program does not pass its tests (%s, %s): %.60r"
+                logging.getLogger(__name__).warning(told, report.status, report.error, task.program.code)
+            if report.status != INFRA_ERROR:  # that one is asked again, next time
+                self._golds[task.program] = (task.needed, report.runs) if report.status == "pass" else None
 
     def _settle(self, tasks: Iterable[Task], results: dict[Program, Report], bar) -> dict[Program, Report]:
         """Runs tasks to their Reports, which it adds to `results`."""
@@ -279,6 +290,7 @@ class Sandbox:
                 return task
             results[task.program] = verdict.infra("the sandbox process died three times on this program", self.layers_id)
             return None
+        task.needed = max(task.needed, verdict.needed(raw["ended"]))
         raw.update(layers=self.layers_id, integrity="in_process" if task.mode == "in_process" else "value")
         if raw["ended"].killed == "hard" and not task.alone:
             task.alone = True

@@ -6,8 +6,8 @@ where the tests use a result as an object), or an Opaque value that fails on any
 What a pass may rest on in value mode: plain data, what calling an object returned, and what the tests name themselves: an
 instance of a class (a capital letter) or `name.attribute`, with its attributes, methods, items and sums (level 2), and of what
 its methods return such attributes as no builtin type has (level 1). The program's own word is the rest, `candidate_eq`: every
-comparison and truth of an object, a number that an operator made of a value of the test (`abs(x - 5) < 1e-6`), and whatever the
-return value of a function says of itself (level 0).
+comparison and truth of an object, what an operator made of a value of the test (`abs(x - 5) < 1e-6`) with all that is done to
+it (level -1), and whatever the return value of a function says of itself (level 0).
 """
 
 import builtins
@@ -49,87 +49,134 @@ class Opaque:
 
 
 class Handle:
-    """An object that stays with the candidate; what is done to it happens there."""
+    """An object that stays with the candidate; what is done to it happens there. All names of it are the program's."""
 
-    def __init__(self, peer, number, named):
-        self.__dict__.update(_peer=peer, _number=number, _named=named)
+    __slots__ = ("level", "number", "peer")
 
-    def __getattr__(self, name):
-        self._peer.candidate_eq |= self._named < (2 if name in COMMON else 1)
-        return self._peer.ask(["op", "getattr"], (self, name))
+    def __init__(self, *parts):
+        for name, part in zip(Handle.__slots__, parts, strict=True):
+            object.__setattr__(self, name, part)
+
+    def __getattribute__(self, name):
+        if name == "__class__":  # what isinstance() reads: this one has the methods of everything, and would be taken for it
+            raise TypeError("the class of a program's object is known to the program only")
+        if name == "__deepcopy__":  # asked of the object itself
+            return lambda memo: _operate("deepcopy", 2, (self,))
+        return _operate("getattr", 2 if name in COMMON else 1, (self, name))
 
     def __setattr__(self, name, value):
-        self._peer.ask(["op", "setattr"], (self, name, value))
+        _operate("setattr", 0, (self, name, value))
 
     def __call__(self, *args, **kwargs):
-        return self._peer.ask(["op", "call"], (self, *args), kwargs)
+        return _operate("call", 0, (self, *args), kwargs)
 
-    def __repr__(self):
-        return "<candidate object>"
+    def __next__(self):
+        try:
+            return _operate("next", 2, (self,))
+        except CandidateError as error:
+            if error.candidate["type"] == "StopIteration":
+                raise StopIteration from None
+            raise
 
-    @property  # type: ignore[misc]
-    def __class__(self):  # what isinstance() reads: this one has the methods of everything, and would be taken for it
-        raise TypeError("the class of a program's object is known to the program only")
-
-
-def _forward(name, judged):
-    def method(self, *args):
-        result = self._peer.ask(["op", name], (self, *args))
-        number = name in _ARITHMETIC and type(result) is not Handle and any(type(a) is not Handle for a in args)
-        self._peer.candidate_eq |= judged or number or self._named < 2
-        return result
-
-    return method
+    def __exit__(self, *error):
+        if error[1] is None:  # an exception of the test does not travel
+            _operate("exit", 2, (self,))
 
 
+def _operate(name, needed, args, kwargs=None):
+    """What an operation on objects gives. Below the level `needed` it is the program's own word; so is what an operator made of
+    a value of the test, and all that is then done with it (level -1)."""
+    handles = [a for a in args if type(a) is Handle]
+    peer = _part(handles[0], "peer")
+    level = min(_part(h, "level") for h in (handles if name in _ARITHMETIC else handles[:1]))
+    mixed = name in _ARITHMETIC and len(handles) < len(args)
+    peer.candidate_eq |= level < needed
+    result = peer.ask(["op", name], args, kwargs, level=-1 if mixed else min(level, 1) if name == "call" else level)
+    peer.candidate_eq |= mixed and type(result) is not Handle
+    return result
+
+
+def _forward(name, needed):
+    return lambda *args: _operate(name, needed, args)
+
+
+_part = object.__getattribute__
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge", "contains")
-_ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "neg", "abs")
+_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "lshift", "rshift", "and_", "or_", "xor")
+_UNARY = ("neg", "pos", "invert", "abs", "round")
+_OTHERS = ("len", "iter", "str", "repr", "format", "float", "int", "index", "reversed", "getitem")
+_ARITHMETIC = {*_BINARY, *_UNARY, "divmod", *("i" + n.strip("_") for n in _BINARY)}
 for _name in (*_COMPARISONS, "hash"):
-    setattr(Handle, f"__{_name}__", _forward(_name, True))
-Handle.__bool__ = _forward("truth", True)  # type: ignore[attr-defined]
-for _name in (*_ARITHMETIC, "len", "iter", "str", "getitem", "setitem"):
-    setattr(Handle, f"__{_name}__", _forward(_name, False))
+    setattr(Handle, f"__{_name}__", _forward(_name, 3))
+Handle.__bool__ = _forward("truth", 3)  # type: ignore[attr-defined]
+for _name in (*_ARITHMETIC, *_OTHERS, "setitem", "delitem", "delattr", "enter", "copy"):
+    setattr(Handle, f"__{_name.strip('_')}__", _forward(_name, 2))
 
 
 class Function:
     """A name of the candidate: its function, class or global value."""
 
+    __slots__ = ("name", "peer")
+
     def __init__(self, peer, name):
-        self.__dict__.update(_peer=peer, __name__=name)
+        object.__setattr__(self, "peer", peer)
+        object.__setattr__(self, "name", name)
 
     def __call__(self, *args, **kwargs):
-        return self._peer.ask(["name", self.__name__], args, kwargs)
+        return call(self, args, kwargs)
 
-    def __getattr__(self, name):
-        return getattr(self._peer.ask(["value", self.__name__], ()), name)
+    def __getattribute__(self, name):
+        return getattr(_value(self), name)
+
+
+def call(function, args, kwargs, inout=()):
+    return _part(function, "peer").ask(["name", _part(function, "name")], args, kwargs, inout)
+
+
+def _value(function):
+    return _part(function, "peer").ask(["value", _part(function, "name")], ())
 
 
 def _resolved(operation):
     """A global value is asked for when it is used, not taken for the name."""
-    return lambda self, *args: operation(self._peer.ask(["value", self.__name__], ()), *args)
+    return lambda self, *args: operation(_value(self), *args)
 
 
-for _name in (*_COMPARISONS, *_ARITHMETIC, "getitem", "bool", "len", "iter", "str"):
-    setattr(Function, f"__{_name}__", _resolved(getattr(operator, _name, None) or getattr(builtins, _name)))
+def _reflected(operation):
+    return lambda self, other: operation(other, _value(self))
+
+
+for _name in (*_COMPARISONS, *_BINARY, *_UNARY, *_OTHERS, "divmod", "bool", "next"):
+    setattr(Function, f"__{_name.strip('_')}__", _resolved(getattr(operator, _name, None) or getattr(builtins, _name)))
+for _name in (*_BINARY, "divmod"):
+    setattr(Handle, f"__r{_name.strip('_')}__", lambda self, other, name=_name: _operate(name, 2, (other, self)))
+    setattr(Function, f"__r{_name.strip('_')}__", _reflected(getattr(operator, _name, divmod)))
 
 
 class Peer:
     """The candidate as seen from here. handles: names whose results may stay there. `mark` gets b"*" when a value has arrived
-    and b"?" when another one is awaited. waited: seconds spent waiting for it."""
+    and b"?" when another one is awaited. waited: seconds spent waiting for it. count: questions of the tests, not those that the
+    program led to: by calling a function of theirs, or by how it iterates."""
 
     def __init__(self, fd, handles, mark):
         self.fd, self.handles, self.mark, self.answered, self.waited = fd, handles, mark, False, 0.0
-        self.count, self.dead, self.violation, self.functions = 0, False, None, []
-        self.candidate_eq = self.inout = self.keep = False
-        self.named = 0
+        self.sent, self.count, self.dead, self.violation, self.functions = 0, 0, False, None, []
+        self.candidate_eq = self.inout = False
+        self.refused = None  # what of the tests cannot reach the candidate
 
-    def receive(self):
+    def receive(self, request=None):
+        """The candidate's next frame, once it was sent the request. A candidate that does not read is waited for as well."""
         if self.violation:
             raise ProtocolError(self.violation)
         if self.dead:
             raise Died
         start = time.monotonic()
         try:
+            if request is not None:
+                if self.answered:
+                    self.mark(b"?")
+                with contextlib.suppress(OSError):  # the read says that it is gone
+                    send(self.fd, request)
             message = receive(self.fd)
         except ProtocolError as error:
             self.violation = str(error)
@@ -141,34 +188,31 @@ class Peer:
             raise Died
         return message
 
-    def ask(self, target, args, kwargs=None, inout=()):
-        self.count += 1
-        kind, name = target
+    def ask(self, target, args, kwargs=None, inout=(), level=0):
+        (kind, name), number = target, self.sent + 1
+        self.sent, self.count = number, self.count + (kind in ("name", "value") or name not in ("next", "rest"))
         keep = kind == "op" or name in self.handles
-        request = {"id": self.count, "target": target, "keep": keep, "inout": list(inout)}
+        level = level if kind in ("op", "rest") else 2 * (kind == "value" or name[:1].isupper())
+        request = {"id": number, "target": target, "keep": keep, "inout": list(inout)}
         request |= {"args": [self.encode(a) for a in args], "kwargs": {k: self.encode(v) for k, v in (kwargs or {}).items()}}
-        if self.answered:
-            self.mark(b"?")
-        try:
-            if not (self.dead or self.violation):
-                send(self.fd, request)
-        except OSError:
-            pass  # the next read says that it is gone
-        while "callback" in (reply := self.receive()):
-            self.callback(reply)
+
+        def decoded(data):
+            return decode(data, lambda tag, v: self.special(tag, v, keep, level))
+
+        while "callback" in (reply := self.receive(request)):
+            count, request = self.count, self.callback(reply, decoded)
+            self.count = count
         self.answered = True
         self.mark(b"*")
-        if type(reply.get("id")) is not int or reply["id"] != self.count or not ("error" in reply) ^ ("value" in reply):
+        if type(reply.get("id")) is not int or reply["id"] != number or not ("error" in reply) ^ ("value" in reply):
             self.violation = "answer to another question"
             raise ProtocolError(self.violation)
-        level = args[0]._named if kind == "op" else 2 * (kind == "value" or name[:1].isupper())
-        self.keep, self.named = keep, min(level, 1) if (kind, name) == ("op", "call") else level
         if "error" in reply:
             raise self.revived(reply["error"])
-        for position, value in zip(inout, map(self.decode, reply.get("inout", ())), strict=True):
+        for position, value in zip(inout, map(decoded, reply.get("inout", ())), strict=True):
             self.inout = True
             copy_back(args[position], value)
-        return self.decode(reply["value"])
+        return decoded(reply["value"])
 
     def revived(self, info):
         try:
@@ -176,26 +220,28 @@ class Peer:
         except (ValueError, TypeError, LookupError):
             raise ProtocolError("malformed error") from None
 
-    def callback(self, reply):
-        """A function of the test that the candidate calls."""
+    def callback(self, reply, decoded):
+        """The answer of a function of the test that the candidate calls; it may ask the candidate in turn."""
         try:
-            value = self.functions[reply["callback"]](*[self.decode(a) for a in reply["args"]])
-            answer = {"value": self.encode(value)}
-        except (ProtocolError, LookupError):
-            raise ProtocolError("malformed callback") from None
+            function, args = self.functions[reply["callback"]], [decoded(a) for a in reply["args"]]
+        except (ProtocolError, LookupError, TypeError):
+            self.violation = "malformed callback"
+            raise ProtocolError(self.violation) from None
+        try:
+            return {"value": self.encode(function(*args))}
+        except ProtocolError:
+            raise
         except Exception as error:  # noqa: BLE001 - the test's function failed; its caller is told
-            answer = {"error": f"{type(error).__name__}: {error}"[:300]}
-        with contextlib.suppress(OSError):  # the next read says that it is gone
-            send(self.fd, answer)
+            return {"error": f"{type(error).__name__}: {error}"[:300]}
 
     def encode(self, value):
         return Encoder(self.reference)(value)
 
     def reference(self, value):
         if type(value) is Handle:
-            return {"t": "ref", "v": value._number}
+            return {"t": "ref", "v": _part(value, "number")}
         if type(value) is Function:
-            return {"t": "name", "v": value.__name__}
+            return {"t": "name", "v": _part(value, "name")}
         if type(value) is Opaque:
             bool(value)
         if name := builtin_name(value):
@@ -203,16 +249,16 @@ class Peer:
         if callable(value):
             self.functions.append(value)
             return {"t": "fn", "v": len(self.functions) - 1}
-        return None
+        self.refused = f"a {type(value).__name__[:100]} as an argument"
+        raise TypeError(self.refused)
 
-    def decode(self, data):
-        return decode(data, self.special)
-
-    def special(self, tag, v):
+    def special(self, tag, v, keep, level):
         if tag == "opaque" and type(v) is str:
             return Opaque(v)
-        if tag == "ref" and type(v) is int and self.keep:
-            return Handle(self, v, self.named)
+        if tag == "ref" and type(v) is int and keep:
+            return Handle(level, v, self)
+        if tag == "rest" and type(v) is int:
+            return lambda: self.ask(["op" if keep else "rest", "rest"], (Handle(level, v, self),), level=level)
         raise ValueError(tag)
 
 

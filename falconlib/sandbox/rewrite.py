@@ -20,7 +20,7 @@ min next object oct ord pow print range repr reversed round set slice sorted str
 ValueError TypeError KeyError IndexError ZeroDivisionError AssertionError
 """
 _SAFE_MODULES, _SAFE_BUILTINS = set(_PURE.split()), set(_MILD.split())
-_LOAD = ast.Load()
+_PYTHON, _LOAD = set(vars(builtins)), ast.Load()
 _BUILTIN = (str, bytes, bytearray, list, tuple, dict, set, frozenset, int, float, complex, range)
 COMMON = {name for kind in _BUILTIN for name in dir(kind)}
 _HARMFUL = (
@@ -34,24 +34,27 @@ _HARMFUL = (
     ast.Yield,
     ast.YieldFrom,
 )
+_LEAVES = (ast.Return, ast.Raise, ast.Break, ast.Continue)  # what follows them may not run
 _DYNAMIC = (ast.If, ast.For, ast.While, ast.AsyncFor, ast.Try, ast.ClassDef, ast.Match)
 
 
 @dataclass
 class Site:
-    """One assert in the source. constant: it depends on nothing, so it is no test. straight: it runs exactly once."""
+    """One assert in the source. constant: nothing of the program is in it, so it is no test. straight: it runs exactly once.
+    barred: an `assert False` in a try that is not to be reached."""
 
     number: int
     snippet: int
     constant: bool
     straight: bool
+    barred: bool
 
 
 @dataclass
 class Plan:
     """What the judge runs. code: compiled setup and snippets. names: the candidate's names. handles: those whose results may
-    stay with the candidate as handles. in_process: why the tests cannot be proxied ("" when they can). harmless: running them
-    leaves no trace in the process."""
+    stay with the candidate as handles. own: names of Python that the tests use. in_process: why the tests cannot be
+    proxied ("" when they can). harmless: running them leaves no trace in the process."""
 
     setup: object = None
     snippets: list = field(default_factory=list)
@@ -59,6 +62,7 @@ class Plan:
     names: set = field(default_factory=set)
     modules: set = field(default_factory=set)
     handles: set = field(default_factory=set)
+    own: set = field(default_factory=set)
     in_process: str = ""
     harmless: bool = False
 
@@ -97,20 +101,22 @@ def _resolve(result, nodes, entry):
             based.add(node.value.id)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             called.add(node.func.id)
-    free = loads - bound - set(vars(builtins))
+    free = loads - bound - _PYTHON
     result.modules = {n for n in free if n in based and n not in called and n in sys.stdlib_module_names and n != entry}
     result.names = free - result.modules
     if entry:
         result.names.add(entry)
     elif not result.names:  # a program named like a builtin, as in `assert sum(10, 15) == 6`
-        result.names = (called & set(vars(builtins))) - bound
+        result.names = (called & _PYTHON) - bound
     names = result.names
+    result.own = loads - bound - names - _INTROSPECT
+    typed = "type" in loads - names
     for node in nodes:
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and "type" not in bound:  # of what the judge cannot see
-            for name in node.args[:1] if node.func.id == "map" else [node.func] if len(node.args) == 1 else ():
-                if isinstance(name, ast.Name) and name.id == "type":
-                    name.id = "__type__"
         why = ""
+        for name in _classes(node) if typed else ():  # where it is a class and not called, it is the true one
+            if isinstance(name, ast.Name) and name.id == "type":
+                name.id = "__type__"
+                why = "binds `type` and compares with it" if "type" in bound else ""
         if isinstance(node, ast.Attribute) and node.attr in _FUNCTION_PARTS:
             why = f"reads {node.attr}"
         elif isinstance(node, ast.Name) and node.id in _INTROSPECT and node.id not in bound - {"inspect", "dis"}:
@@ -126,6 +132,16 @@ def _resolve(result, nodes, entry):
             elif called in ("hasattr", "getattr") and _special(*node.args[1:2]):
                 why = "asks for a special method"
         result.in_process = result.in_process or why
+
+
+def _classes(node):
+    """The parts of a node that are compared, derived from, or asked for an attribute."""
+    parts = [node.value] if isinstance(node, ast.Attribute) else getattr(node, "bases", [])
+    if isinstance(node, ast.Compare):
+        parts = [node.left, *node.comparators]
+    elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass"):
+        parts = node.args[1:]
+    return [*parts, *(e for part in parts if isinstance(part, ast.Tuple) for e in part.elts)]
 
 
 def _special(name=None):
@@ -208,24 +224,26 @@ class _Rewriter:
             self.mark_inout(body)
         self.block(tree.body, True)
 
-    def block(self, body, straight):
+    def block(self, body, straight, expects=False):
         for i, node in enumerate(body):
             if isinstance(node, ast.Assert):
-                body[i] = self.rewrite(node, straight)
+                body[i] = self.rewrite(node, straight, expects)
                 continue
-            inner = (
-                straight and not isinstance(node, _DYNAMIC) and (not isinstance(node, ast.FunctionDef) or node.name == "check")
-            )
+            defines = isinstance(node, ast.FunctionDef)
+            inner = straight and not isinstance(node, _DYNAMIC) and (not defines or node.name == "check")
+            tries = straight and isinstance(node, ast.Try) and node.handlers and _names(*node.body) - self.plan.own
             for part in (node, *getattr(node, "handlers", ()), *getattr(node, "cases", ())):
                 for name in ("body", "orelse", "finalbody"):
                     if isinstance(statements := getattr(part, name, None), list):
-                        self.block(statements, inner)
+                        self.block(statements, inner, tries and part is node and name != "finalbody")
+            straight = straight and (defines or not any(isinstance(n, _LEAVES) for n in ast.walk(node)))
 
-    def rewrite(self, node, straight):
+    def rewrite(self, node, straight, expects):
         place = {"lineno": node.lineno, "col_offset": 0, "end_lineno": node.lineno, "end_col_offset": 0}
-        constant = not any(isinstance(n, (ast.Name, ast.Call)) for n in ast.walk(node.test))
+        barred = bool(expects) and isinstance(node.test, ast.Constant) and not node.test.value
+        constant = not barred and all(n.id in self.plan.own for n in ast.walk(node.test) if isinstance(n, ast.Name))
         number, test = len(self.plan.sites), node.test
-        self.plan.sites.append(Site(number, self.snippet, constant, straight))
+        self.plan.sites.append(Site(number, self.snippet, constant, straight or barred, barred))
 
         def call(method, *args):
             return ast.Call(ast.Attribute(ast.Name("_falcon_t", _LOAD, **place), method, _LOAD, **place), list(args), [], **place)

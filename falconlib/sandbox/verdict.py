@@ -19,6 +19,7 @@ from falconlib.errors import FalconError
 from falconlib.records import INFRA_ERROR, ErrorInfo, Program, Report, TestResult
 
 T = TypeVar("T")
+OWN_WORD = "a pass that rests on the program's own comparison"
 SLOW_TESTS = "the tests themselves took the time"
 PRECEDENCE = ("syntax_error", "timeout", "memory", "runtime_error", "fail", "pass")
 _FRAME = re.compile(r'File "solution\.py", line (\d{1,9}) in (\S{1,100})')  # bounded: a program can write there as well
@@ -46,6 +47,7 @@ class Record(msgspec.Struct):
     error: Described | None = None
     expected: str | None = None
     got: str | None = None
+    own: bool = False  # a pass that rests on the program's own comparison
 
 
 class Judged(msgspec.Struct):
@@ -53,7 +55,7 @@ class Judged(msgspec.Struct):
 
     records: list[Record] = []
     expected: int | None = None
-    runs: list[int] = []
+    runs: list[tuple[int, int, int]] = []
     loaded: bool = False
     error: Described | None = None
     broken: str | None = None
@@ -96,6 +98,12 @@ def judge_gone(raw: dict) -> bool:
     status = ended.ends[-1].status
     killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
     return len(ended.ends) == 2 and not raw["result"] and not ended.judge_killed and killed
+
+
+def needed(ended: Ended) -> float:
+    """Seconds that a program took of its limits: of CPU, or of time when it could have had the processor."""
+    cpu, *judges = (end.cpu for end in ended.ends)
+    return max(cpu, ended.wall - ended.delay - sum(judges))
 
 
 def case(program: Program, index: int) -> Case:
@@ -211,10 +219,13 @@ def report(program: Program, raw: dict, limits: SandboxConfig) -> Report:
         error = None if first is None or status in ("pass", "fail") else dead[1] if first.status == "died" else first.error
     if not tests:
         return refuse(base, "BrokenTests", "no assertion was executed")
-    forgeable = judged.candidate_eq and any(t.status == "pass" for t in tests)
+    forgeable = any(r.own for r in judged.records)
     integrity = "in_process" if alone or forgeable else "value"
-    if integrity == "in_process" and not alone and limits.min_integrity == "value":
-        return refuse(base, "IntegrityError", "a pass that rests on the program's own comparison")
+    if forgeable and limits.min_integrity == "value":
+        if status == "pass":
+            return refuse(base, "IntegrityError", OWN_WORD)
+        failed = [replace(t, status="fail", message=OWN_WORD) if r.own else t for t, r in zip(tests, judged.records, strict=True)]
+        tests, integrity = tuple(failed), "value"
     return replace(base, status=status, tests=tests, tests_expected=judged.expected, runs=tuple(judged.runs), integrity=integrity,
                    error=explain(error, program.code) if error else None, loaded=judged.loaded, inout=judged.inout,
                    candidate_eq=judged.candidate_eq)  # fmt: skip
