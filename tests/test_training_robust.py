@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,11 +17,13 @@ from falconlib.judge.static import StaticJudge
 from falconlib.memory.embed import get_embedder
 from falconlib.memory.long_term import LongTermMemory
 from falconlib.memory.short_term import ShortTermMemory
+from falconlib.records import Reward
 from falconlib.rollout import Conductor
-from falconlib.training import batches, checkpoint
+from falconlib.training import batches, checkpoint, mrlf
 from falconlib.training.advantages import scored
 from falconlib.training.arms import configure
 from falconlib.training.batches import Example, MicroBatches, collate, count_tokens, micro_batches, score_batch
+from falconlib.training.inner import adapt
 from falconlib.training.losses import policy_gradient_loss
 from falconlib.training.mrlf import MRLF
 
@@ -77,6 +80,34 @@ def test_a_step_that_runs_out_of_memory_has_the_same_gradients(tmp_path, profile
         theta.append(torch.cat([p.grad.flatten() for p in run.parameters]))
         assert (run.micro.tokens < run.profile.train.micro_tokens) == limited == bool(failed)
     assert torch.allclose(*theta, atol=1e-6) and theta[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("micro", [4096, 120], ids=["one micro-batch", "several"])
+@pytest.mark.parametrize("kept", [16, 2], ids=["all in the buffer", "two of three in the buffer"])
+def test_forwards_that_the_inner_and_the_outer_loss_share_give_the_gradients_of_separate_ones(
+    tmp_path, profile, scripted_sandbox, monkeypatch, micro, kept
+):
+    """The second step has older episodes in its buffers, and one program twice."""
+    changes = {"train.micro_tokens": micro, "short_term.size": kept, "inner.support": 3, "train.group": 6}
+    run, calls = make_run(tmp_path, override(profile, changes), scripted_sandbox), []
+    monkeypatch.setattr(mrlf, "adapt", lambda *args: calls.append(args) or adapt(*args))
+    tasks = run.choose(1)
+    for step in (1, 2):
+        support = run.conductor.collect(tasks, group="support", step=step, rollouts=range(3))
+        support = [replace(e, reward=Reward(r, total=r)) for e, r in zip(support, (1.0, 0.5, -1.0, -1.0, 1.0, 0.7), strict=True)]
+        support[-1] = replace(support[-2], reward=support[-1].reward)
+        adapted, found = run.adapt(tasks, support), []
+        assert adapted.half.twins and any(adapted.half.left.values()) == (kept == 2)
+        deltas = adapt(*calls[-1][:-1]).deltas
+        assert all(torch.allclose(d, deltas[n], atol=1e-6) for n, d in adapted.deltas.items())
+        for adaptation in (adapted, replace(adapted, half=None)):
+            losses = {
+                k: v or 0.0 for k, v in run.update(0, tasks, tasks, support, support, adaptation).items()
+            }  # step 0 of the warm-up: theta stays
+            found.append((losses, torch.cat([p.grad.flatten() for p in run.parameters])))
+        assert found[0][0] == pytest.approx(found[1][0], rel=1e-4, abs=1e-6)
+        assert torch.allclose(found[0][1], found[1][1], atol=1e-6) and found[0][1].abs().max() > 1e-3
+        run.conductor.remember(support, [])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_theta_moves(tmp_path, profile, scripted_sandbox, monkeypatch):

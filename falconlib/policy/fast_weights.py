@@ -71,7 +71,7 @@ class FastWeights:
         self.layers = {
             name: module for name, module in model.named_modules() if ".lora_B." in name and isinstance(module, nn.Linear)
         }
-        self.owners = {name: model.get_submodule(name.partition(".lora_B.")[0]) for name in self.layers}
+        self.owners: dict[str, Any] = {name: model.get_submodule(name.partition(".lora_B.")[0]) for name in self.layers}
         self.rows = torch.empty(0, dtype=torch.long)
 
     def zeros(self, tasks: int) -> Deltas:
@@ -86,24 +86,24 @@ class FastWeights:
         self.rows = rows
 
     @contextmanager
-    def active(self, deltas: Deltas | None = None) -> Iterator[FastWeights]:
+    def active(self, deltas: Deltas | None = None, theta: bool = True) -> Iterator[FastWeights]:
         """theta + delta inside the block (theta alone without deltas). Keep it open until backward has finished: with gradient
         checkpointing, layers run again during backward, and without their deltas they would be silently wrong. Deltas that
-        require gradients (inner loop) get them and theta gets none."""
+        require gradients (inner loop) get them; theta: False where no gradient of it is wanted, so that none is computed."""
         try:
             for name, owner in self.owners.items():
-                owner.forward = self.forward_of(owner, self.layers[name].weight, deltas[name] if deltas else None)
+                a, b = owner.lora_A["default"].weight, self.layers[name].weight
+                a, b = (a, b) if theta else (a.detach(), b.detach())
+                owner.forward = self.forward_of(owner, a, b, deltas[name] if deltas else None)
             yield self
         finally:
             for owner in self.owners.values():
                 owner.__dict__.pop("forward", None)
 
-    def forward_of(self, owner: Any, b: torch.Tensor, delta: torch.Tensor | None):
+    def forward_of(self, owner: Any, a: torch.Tensor, b: torch.Tensor, delta: torch.Tensor | None):
         """The forward of one adapted layer: x (rows, T, in) -> (rows, T, out)."""
-        base, a, scale = owner.get_base_layer(), owner.lora_A["default"].weight, owner.scaling["default"]
+        base, scale = owner.get_base_layer(), owner.scaling["default"]
         # the sum in bfloat16 would round away most of what the adapters learnt: there they stay beside the weights
-        if delta is not None and delta.requires_grad:  # the inner loop: no gradient of theta is wanted, so none is computed
-            a, b = a.detach(), b.detach()
         with torch.no_grad():
             whole = base.weight + scale * (b @ a) if base.weight.dtype == torch.float32 else None
         moved = delta is not None and bool(delta.any())  # the first inner step starts at 0
@@ -125,6 +125,6 @@ def normalised_step(deltas: Deltas, gradients: Deltas, alpha: float) -> tuple[De
 
     Returns the new (detached) deltas and the norms (tasks,).
     """
-    norm = torch.sqrt(sum(g.float().pow(2).sum((1, 2)) for g in gradients.values()))
+    norm = torch.stack([g.float().pow(2).sum((1, 2)) for g in gradients.values()]).sum(0).sqrt()
     scale = torch.where(norm > 0, alpha / norm.clamp(min=1e-30), torch.zeros_like(norm))
     return {name: (d - scale[:, None, None] * gradients[name]).detach() for name, d in deltas.items()}, norm.detach()

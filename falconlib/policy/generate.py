@@ -153,7 +153,8 @@ def prefill(policy, encoded, rows, room: int, fast) -> tuple[DynamicCache, torch
     """
     keys = sorted({(r.prompt, r.task if fast else 0) for r in rows}, key=lambda k: (len(encoded[k[0]]), k))
     width = len(encoded[keys[-1][0]])
-    cache, logits, mask = DynamicCache(), None, torch.zeros(len(rows), width, dtype=torch.long, device=policy.device)
+    cache, mask = DynamicCache(), torch.zeros(len(rows), width, dtype=torch.long, device=policy.device)
+    logits = torch.empty(0)
     while keys:
         size = max(n for n in range(1, len(keys) + 1) if n == 1 or n * len(encoded[keys[n - 1][0]]) <= PREFILL_TOKENS)
         chunk, keys = keys[:size], keys[size:]
@@ -169,7 +170,7 @@ def prefill(policy, encoded, rows, room: int, fast) -> tuple[DynamicCache, torch
             if (r.prompt, r.task if fast else 0) in places
         ]
         target, source = torch.tensor(found, device=policy.device).T
-        if logits is None:
+        if not len(logits):
             cache.layers = [Preallocated(layer.keys, len(rows), width, room) for layer in part.layers]
             logits = out.logits.new_empty(len(rows), out.logits.shape[-1])
         for layer, own in zip(cache.layers, part.layers, strict=True):

@@ -164,7 +164,7 @@ def tiny_model(seed: int = 0) -> tuple[Any, Any, str]:
     return model, tokenizer, f"tiny-{seed}"
 
 
-def lora_targets(base: nn.Module, top_layers: int) -> list[str]:
+def lora_targets(base: Any, top_layers: int) -> list[str]:
     """Names of the linear layers that get adapters: all but the output head, in the last `top_layers` blocks (0: all)."""
     linear = [n for n, m in base.named_modules() if isinstance(m, nn.Linear) and m is not base.get_output_embeddings()]
     depth = lambda name: next((int(part) for part in name.split(".") if part.isdigit()), -1)  # noqa: E731

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,14 +23,19 @@ from falconlib.training.advantages import scored
 from falconlib.training.batches import Batch, Example, MicroBatches, collate, count_tokens, recomputing, score_batch
 from falconlib.training.losses import cross_entropy_loss, policy_gradient_loss
 
+if TYPE_CHECKING:
+    from falconlib.training.outer import SupportHalf
+
 
 @dataclass(frozen=True)
 class Adaptation:
-    """deltas: one per task. norms: of the last inner gradient per task (0: nothing to adapt to). tokens: trained on."""
+    """deltas: one per task. norms: of the last inner gradient per task (0: nothing to adapt to). tokens: trained on.
+    half: the outer loss that the first step's forwards served too; None: the outer step computes all of it."""
 
     deltas: Deltas
     norms: tuple[float, ...]
     tokens: int
+    half: SupportHalf | None = None
 
 
 def inner_examples(
@@ -63,32 +70,53 @@ def damp(advantages: Sequence[float], scale: float) -> tuple[float, ...]:
     return tuple(a * scale if a < 0 else a for a in advantages)
 
 
-def adapt(policy: Policy, tasks: int, examples: Sequence[Example], profile: Profile, micro: MicroBatches) -> Adaptation:
-    """J normalised steps on L_in for all tasks at once; returns detached deltas."""
+def adapt(
+    policy: Policy,
+    tasks: int,
+    examples: Sequence[Example],
+    profile: Profile,
+    micro: MicroBatches,
+    half: SupportHalf | None = None,
+) -> Adaptation:
+    """J normalised steps on L_in for all tasks at once; returns detached deltas. The first one, at delta = 0, serves `half`."""
     fast = FastWeights(policy.model)
     deltas, norm = fast.zeros(tasks), torch.zeros(tasks)
-    for _ in range(profile.inner.steps):
-        gradients = inner_gradient(policy, fast, deltas, examples, profile, micro)
+    for step in range(profile.inner.steps):
+        gradients = inner_gradient(policy, fast, deltas, examples, profile, micro, half if step == 0 else None)
         deltas, norm = normalised_step(deltas, gradients, profile.inner.alpha)
-    return Adaptation(deltas, tuple(norm.tolist()), profile.inner.steps * sum(len(e.tokens) for e in examples))
+    return Adaptation(deltas, tuple(norm.tolist()), profile.inner.steps * sum(len(e.tokens) for e in examples), half)
 
 
 def inner_gradient(
-    policy: Policy, fast: FastWeights, deltas: Deltas, examples: Sequence[Example], profile: Profile, micro: MicroBatches
+    policy: Policy,
+    fast: FastWeights,
+    deltas: Deltas,
+    examples: Sequence[Example],
+    profile: Profile,
+    micro: MicroBatches,
+    half: SupportHalf | None = None,
 ) -> Deltas:
-    """grad_delta of the sum of L_in over the tasks: each task's delta gets its own gradient, theta gets none."""
+    """grad_delta of the sum of L_in over the tasks: each task's delta gets its own gradient, theta gets that of `half` alone."""
     leaves = {name: d.detach().requires_grad_() for name, d in deltas.items()}
     total = {name: torch.zeros_like(d) for name, d in deltas.items()}
 
-    def work(chunk: list[Example]) -> None:
+    def work(chunk: list[Example], half: SupportHalf | None = None) -> None:
         batch = collate(policy, chunk, profile.sample.temperature)
-        logprobs, _ = score_batch(policy, batch, fast, profile)
-        parts = torch.autograd.grad(inner_loss(logprobs, batch, chunk, profile), list(leaves.values()))
+        logprobs, entropy = score_batch(policy, batch, fast, profile)
+        loss = inner_loss(logprobs, batch, chunk, profile)
+        parts = torch.autograd.grad(loss, list(leaves.values()), retain_graph=half is not None)
+        if half is not None:
+            half.take(chunk, logprobs, entropy)
         for name, part in zip(leaves, parts, strict=True):
             total[name] += part
 
-    with fast.active(leaves), recomputing(policy, profile):
-        micro.each(examples, work)
+    both = [e for e in examples if half is not None and id(e) in half.twins]
+    rest = [e for e in examples if half is None or id(e) not in half.twins]
+    with recomputing(policy, profile):
+        with fast.active(leaves):
+            micro.each(both, partial(work, half=half))
+        with fast.active(leaves, theta=False):
+            micro.each(rest, work)
     return total
 
 

@@ -38,7 +38,7 @@ from falconlib.training.error_critic import ErrorCritic
 from falconlib.training.inner import Adaptation, adapt, inner_examples
 from falconlib.training.metrics import step_metrics
 from falconlib.training.mirror import Watch
-from falconlib.training.outer import Outer
+from falconlib.training.outer import Outer, SupportHalf
 from falconlib.training.value_head import ValueHead
 from falconlib.watch import alarms, forgery
 
@@ -139,7 +139,7 @@ class MRLF:
         row["sentinel"] = self.conductor.sentinel(tasks[0], done - len(support) - len(query), done)
         if row["sentinel"] == "pass":
             self.distrust(step, tasks[0], forgery(tasks[0], done - len(support) - len(query)))
-        return row | {"alarms": alarms([*self.metrics.rows(), row])}
+        return row | {"alarms": alarms([*self.metrics.rows(), row], train.steps)}
 
     def choose(self, step: int) -> list[Task]:
         """N tasks per process with probability ~ p (1 - p) + floor: those that are sometimes solved teach most."""
@@ -154,7 +154,8 @@ class MRLF:
         neighbours = self.conductor.neighbour_programs(tasks)
         positives = [[x for i, code in found for x in self.outer.supervised(i, code)] for found in neighbours]
         examples = inner_examples(buffers, positives, self.profile)
-        return adapt(self.policy, len(tasks), examples, self.profile, self.micro)
+        half = SupportHalf(self.outer, examples, tasks, support)  # of L_outer, on the same forwards
+        return adapt(self.policy, len(tasks), examples, self.profile, self.micro, half)
 
     def update(
         self, step: int, own: Sequence[Task], tasks: Sequence[Task], support: Sequence[Episode], query: Sequence[Episode],
@@ -165,14 +166,14 @@ class MRLF:
         Raises FalconError when a loss or the gradient is not finite; theta stays, and the batch is saved.
         """
         train = self.profile.train
-        for p in self.parameters:
+        for p in self.parameters if adaptation is None or adaptation.half is None else ():
             p.grad = torch.zeros_like(p)
         outer = self.outer.gradient(own, tasks, support, query, adaptation)
         if world() > 1:
-            flat = torch.nn.utils.parameters_to_vector(p.grad for p in self.parameters)
-            whole = sum(part.to(flat.device) for part in gather([flat.cpu()]))  # in rank order: the same bits everywhere
+            flat = torch.cat([p.grad.flatten() for p in self.parameters if p.grad is not None])  # each has one, be it zeros
+            whole = torch.stack(gather([flat.cpu()])).sum(0).to(flat.device)  # in rank order: the same bits everywhere
             for p, g in zip(self.parameters, whole.split([p.numel() for p in self.parameters]), strict=True):
-                p.grad.copy_(g.view_as(p))
+                p.grad = g.view_as(p)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, train.clip_norm))
         if not all(math.isfinite(v) for v in (norm, *outer.values()) if v is not None):
             self.give_up(step, [*support, *query])
@@ -187,7 +188,7 @@ class MRLF:
         for task in tasks:
             known = [e for e in episodes if e.task_id == task.task_id and e.reward and e.reward.unit is not None]
             if known:
-                rate = sum(e.feedback.status == "pass" for e in known) / len(known)
+                rate = sum(e.feedback is not None and e.feedback.status == "pass" for e in known) / len(known)
                 old = self.pass_rate.get(task.task_id, 0.5)
                 self.pass_rate[task.task_id] = old + CURRICULUM_RATE * (rate - old)
 

@@ -8,8 +8,9 @@ adapted point. Each process adds its share of the examples; normalisers count th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 
@@ -27,6 +28,7 @@ from falconlib.training.inner import Adaptation
 from falconlib.training.losses import cross_entropy_loss, negative_loss, policy_gradient_loss
 
 LossOf = Callable[[torch.Tensor, Batch], tuple[torch.Tensor, torch.Tensor | float]]  # loss and tokens that the clip cut off
+NOTHING = MappingProxyType({"loss": 0.0, "clipped": 0.0, "entropy": 0.0, "tokens": 0})
 
 
 @dataclass
@@ -53,9 +55,10 @@ class Outer:
         train, known = self.profile.train, [*support, *query]
         b_sl = train.b_sl * (not train.alternate or support[0].step % 2 == 0)
         share = len(support) / len(known)
-        found = self.policy_gradient(support, share, own, None)
-        if query:
-            more = self.policy_gradient(query, 1 - share, own, adaptation.deltas)
+        half = adaptation.half if adaptation is not None else None
+        found = half.finish() if half is not None else self.accumulate(*self.policy_gradient(support, share, own))
+        if adaptation is not None:
+            more = self.accumulate(*self.policy_gradient(query, 1 - share, own), adaptation.deltas)
             found = {k: found[k] + more[k] for k in found}
         gold = [(t.task_id, t.gold) for t in tasks] if b_sl and "gold" in train.targets else []
         written = self.conductor.own_programs(tasks, known) if b_sl and "own" in train.targets else []
@@ -75,9 +78,10 @@ class Outer:
         }
 
     def policy_gradient(
-        self, episodes: Sequence[Episode], share: float, own: Sequence[Task], deltas: Deltas | None
-    ) -> dict[str, float]:
-        """b_pg * share * L_pg at theta (+ deltas); rows without advantage (zero-variance groups) add nothing and are skipped."""
+        self, episodes: Sequence[Episode], share: float, own: Sequence[Task]
+    ) -> tuple[list[Example], LossOf, float]:
+        """This process's examples, loss and weight of b_pg * share * L_pg; rows without advantage (zero-variance groups) add
+        nothing and are skipped."""
         train, index = self.profile.train, {t.task_id: i for i, t in enumerate(own)}
         b_pg = train.b_pg * (not train.alternate or episodes[0].step % 2 == 1)
         if self.critic is not None:
@@ -86,35 +90,44 @@ class Outer:
             examples = scored(episodes, self.profile, train.advantage, index)
         normaliser = count_tokens(examples) / share
         mine = [e for e in examples if b_pg and e.task >= 0 and any(e.advantages)]
-        return self.accumulate(
-            mine, lambda lp, batch: policy_gradient_loss(lp, batch, normaliser, train.clip_low, train.clip_high), b_pg, deltas
-        )
+        return mine, lambda lp, batch: policy_gradient_loss(lp, batch, normaliser, train.clip_low, train.clip_high), b_pg
 
     def auxiliary(self, examples: Sequence[Example], weight: float, loss_of: Callable[..., torch.Tensor]) -> dict[str, float]:
         """weight * loss at theta of this process's share of the examples; the loss is reported without its weight."""
         normaliser, mine = count_tokens(examples), examples[rank() :: world()] if weight else []
-        return self.accumulate(mine, lambda lp, batch: (loss_of(lp, batch, normaliser), 0.0), weight, None)
+        return self.accumulate(mine, lambda lp, batch: (loss_of(lp, batch, normaliser), 0.0), weight)
 
-    def accumulate(self, examples: Sequence[Example], loss_of: LossOf, weight: float, deltas: Deltas | None) -> dict[str, float]:
-        """Adds the gradient of weight * loss to theta's `.grad`; returns sums over all processes."""
-        total = {"loss": 0.0, "clipped": 0.0, "entropy": 0.0, "tokens": 0}
-        fast, parameters = FastWeights(self.policy.model), self.policy.parameters()
+    def accumulate(
+        self,
+        examples: Sequence[Example],
+        loss_of: LossOf,
+        weight: float,
+        deltas: Deltas | None = None,
+        before: Mapping[str, float] = NOTHING,
+    ) -> dict[str, float]:
+        """Adds the gradient of weight * loss to theta's `.grad`; returns sums over all processes, on top of those `before`."""
+        total, fast = dict(before), FastWeights(self.policy.model)
 
         def work(chunk: list[Example]) -> None:
             batch = collate(self.policy, chunk, self.profile.sample.temperature)
             logprobs, entropy = score_batch(self.policy, batch, fast, self.profile)
-            loss, cut = loss_of(logprobs, batch)
-            sums = (float(loss.detach()), float(cut), float(entropy.sum()), sum(len(e.tokens) for e in chunk))
-            gradients = torch.autograd.grad(weight * loss, parameters, allow_unused=True)  # not `backward`: all or nothing
-            for p, g in zip(parameters, gradients, strict=True):  # nothing from here on asks for memory
-                if g is not None:
-                    p.grad = g if p.grad is None else p.grad.add_(g)
-            total.update({k: total[k] + v for k, v in zip(total, sums, strict=True)})
+            self.add(total, loss_of(logprobs, batch), entropy, chunk, weight)
 
         if examples:
             with fast.active(deltas), recomputing(self.policy, self.profile):
                 self.micro.each(examples, work)
         return {k: sum(part[k] for part in gather([total])) for k in total}
+
+    def add(self, total: dict[str, float], found, entropy: torch.Tensor, chunk: Sequence[Example], weight: float) -> None:
+        """Adds one micro-batch: its sums to `total`, its gradient to theta's `.grad`. found: what a LossOf gave."""
+        loss, cut = found
+        parameters = self.policy.parameters()
+        sums = (float(loss.detach()), float(cut), float(entropy.sum()), sum(len(e.tokens) for e in chunk))
+        gradients = torch.autograd.grad(weight * loss, parameters, allow_unused=True)  # not `backward`: all or nothing
+        for p, g in zip(parameters, gradients, strict=True):  # nothing from here on asks for memory
+            if g is not None:
+                p.grad = g if p.grad is None else p.grad.add_(g)
+        total.update({k: total[k] + v for k, v in zip(total, sums, strict=True)})
 
     # ---- targets
 
@@ -138,6 +151,35 @@ class Outer:
         return [Example(prompts.render(self.policy.tokenizer, task).text, tokens, mask=mask)] if any(mask) else []
 
 
+class SupportHalf:
+    """(K_s/G) L_pg(S; theta) of L_outer, taken from the forwards of the first inner step: delta = 0, the same point.
+    Support examples that the inner loop does not hold are left to `finish`."""
+
+    def __init__(self, outer: Outer, inner: Sequence[Example], own: Sequence[Task], support: Sequence[Episode]):
+        """inner: the examples of L_in. Theta's `.grad` starts anew."""
+        self.outer, self.total = outer, dict(NOTHING)
+        share = outer.profile.inner.support / outer.profile.train.group
+        mine, self.loss_of, self.weight = outer.policy_gradient(support, share, own)
+        self.left: dict[tuple, list[Example]] = {}
+        for e in mine:  # what the forward sees of an example: any two alike may stand for each other
+            self.left.setdefault((e.prompt, e.tokens, e.logprobs), []).append(e)
+        places = [(id(x), self.left.get((x.prompt, x.tokens, x.logprobs))) for x in inner]
+        self.twins = {place: same.pop() for place, same in places if same}
+        for p in outer.policy.parameters():
+            p.grad = torch.zeros_like(p)
+
+    def take(self, chunk: list[Example], logprobs: torch.Tensor, entropy: torch.Tensor) -> None:
+        """Adds the gradient of a micro-batch of the inner loop that holds twins only."""
+        twins = [self.twins[id(e)] for e in chunk]
+        found = self.loss_of(logprobs, collate(self.outer.policy, twins, self.outer.profile.sample.temperature))
+        self.outer.add(self.total, found, entropy, twins, self.weight)
+
+    def finish(self) -> dict[str, float]:
+        """The gradient of the examples left over; returns sums over all processes."""
+        left = [e for same in self.left.values() for e in same]
+        return self.outer.accumulate(left, self.loss_of, self.weight, before=self.total)
+
+
 def target_tokens(policy: Policy, task: Task, code: str) -> tuple[int, ...]:
     """Token ids of a program as a completion of its task: closing fence and eos included."""
     return (*policy.encode(prompts.target_text(code, task)), policy.eos)
@@ -145,5 +187,10 @@ def target_tokens(policy: Policy, task: Task, code: str) -> tuple[int, ...]:
 
 def fitting(policy: Policy, tasks: Sequence[Task], max_new_tokens: int) -> list[Task]:
     """The tasks whose gold program fits the sampled length: the others could never be solved in training."""
-    usable = [t for t in tasks if t.gold and t.gold.startswith(prompts.program_prefix(t))]
-    return [t for t in usable if len(target_tokens(policy, t, t.gold)) - 1 <= max_new_tokens]
+
+    def fits(task: Task) -> bool:
+        gold = task.gold or ""
+        usable = gold and gold.startswith(prompts.program_prefix(task))
+        return bool(usable) and len(target_tokens(policy, task, gold)) - 1 <= max_new_tokens
+
+    return [t for t in tasks if fits(t)]
