@@ -89,6 +89,8 @@ def forked(action):
     if child == 0:
         code = 3
         try:
+            if "faiss" in sys.modules:  # OpenMP's threads do not survive a fork: waiting for them would never end
+                sys.modules["faiss"].omp_set_num_threads(1)
             code = 0 if action() else 1
         finally:
             os._exit(code)
