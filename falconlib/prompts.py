@@ -119,7 +119,8 @@ def extract_program(completion: str, prefix: str = "", entry_point: str | None =
 
 def blocks(prefix: str, text: str) -> list[str]:
     """The contents of the fenced blocks, of backticks or tildes, without the indentation of the fence."""
-    found, place = [], 0
+    found: list[str] = []
+    place = 0
     while len(found) < CUTS and (opening := OPENING.search(text, place)):
         closings = re.compile(rf"^[ \t]*{opening[2]}[^\n]*", re.MULTILINE).finditer(text, opening.end())
         place = end(prefix, text, opening.end(), [m.start() for m in islice(closings, CUTS)])
