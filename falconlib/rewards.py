@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from statistics import pstdev, stdev
 
 from falconlib.config import RewardConfig
 from falconlib.errors import FalconError, did_you_mean
 from falconlib.records import INFRA_ERROR, STATUSES, Episode, Feedback, Reward
 
 TEST_SCALE = 4.3  # [ours] with m tests a unit step is 1.3 / m: judge terms must stay below it, 0.29 * 4.3 / m < 1.3 / m
+EPS = 1e-4  # added to GRPO's standard deviation, as TRL has it
 JUDGED = ("style", "complexity", "instruction")
 
 
@@ -80,28 +82,44 @@ def scale_of(feedback: Feedback) -> float:
     return min(1.0, TEST_SCALE / max(feedback.tests, 1))
 
 
-def shares(groups: Sequence[Sequence[Episode]], config: RewardConfig, rho_f: float) -> dict[str, float | None]:
+def shares(
+    halves: Sequence[Sequence[Sequence[Episode]]], config: RewardConfig, rho_f: float, kind: str = "loo"
+) -> dict[str, float | None]:
     """Share of unit, judge (its three terms together), long_term and line in what moves the policy; they sum to 1.
 
-    A part's size is the sum over all tokens of its absolute summand in a_i - rho_f m_it, before the common scale and the clamp
-    of failed lines: a_i is linear in R_i, so each component is centred by itself. None where nothing moves.
-    groups: half-groups of scored episodes of one task each. rho_f: as in `token_advantages`.
+    A part's size is the sum over all tokens of its absolute summand in A_it, as L_outer weighs them: a half counts K / G over its
+    tokens. a_i is linear in R_i once its scale is known, so each component is centred by itself. Left out is the clamp of
+    failed lines. None where nothing moves.
+    halves: support and query, each as its groups: scored episodes of one task each. rho_f: as in
+    `token_advantages`. kind: "loo", all of a half on one scale, or "group", each group on its own and the line on none.
     """
     sizes = dict.fromkeys(("unit", "judge", "long_term", "line"), 0.0)
     weight, parts = weights(config) | {"unit": 1.0}, {"unit": ("unit",), "judge": JUDGED, "long_term": ("long_term",)}
-    for group in groups:
+    for half in halves:
         known = [
-            (e.reward, scale_of(e.feedback), len(e.tokens), sum(e.error_mask))
-            for e in group
-            if e.reward and e.feedback and e.reward.total is not None
+            [
+                (e, e.reward, e.reward.total, scale_of(e.feedback))
+                for e in g
+                if e.reward and e.feedback and e.reward.total is not None
+            ]
+            for g in half
         ]
-        for part, names in parts.items():
-            summands = [sum(weight[n] * (getattr(reward, n) or 0.0) for n in names) for reward, *_ in known]
-            if part != "unit":
-                summands = [scale * x for (_, scale, *_), x in zip(known, summands, strict=True)]
-            centred = leave_one_out([x - summands[0] for x in summands])  # equal ones: exactly 0
-            sizes[part] += sum(abs(a or 0.0) * tokens for (_, _, tokens, _), a in zip(known, centred, strict=True))
-        sizes["line"] += rho_f * sum(marked for *_, marked in known if len(known) > 1)
+        groups = [group for group in known if len(group) > 1]
+        centred = [a for group in groups for a in leave_one_out([total for _, _, total, _ in group]) if a is not None]
+        tokens = sum(len(e.tokens) for group in groups for e, *_ in group)
+        spread = max(pstdev(centred), config.std_floor) if kind == "loo" and centred else 1.0
+        unit = sum(map(len, half)) / (tokens * spread) if tokens else 0.0  # K; the G of all halves is the same
+        for group in groups:
+            n = len(group)
+            own = 1.0 if kind == "loo" else (1 - 1 / n) / (stdev(total for _, _, total, _ in group) + EPS)
+            for part, names in parts.items():
+                summands = [sum(weight[k] * (getattr(r, k) or 0.0) for k in names) for _, r, *_ in group]
+                if part != "unit":
+                    summands = [scale * x for (*_, scale), x in zip(group, summands, strict=True)]
+                alone = leave_one_out([x - summands[0] for x in summands])  # equal ones: exactly 0
+                moved = sum(abs(a or 0.0) * len(e.tokens) for (e, *_), a in zip(group, alone, strict=True))
+                sizes[part] += unit * own * moved
+            sizes["line"] += unit * rho_f * sum(sum(e.error_mask) for e, *_ in group)
     whole = math.fsum(sizes.values())
     return {f"share_{part}": size / whole if whole else None for part, size in sizes.items()}
 
@@ -131,7 +149,7 @@ def leave_one_out(totals: Sequence[float | None]) -> list[float | None]:
     return [None if total is None else total - (whole - total) / (len(known) - 1) for total in totals]
 
 
-def group_normalised(totals: Sequence[float | None], eps: float = 1e-4) -> list[float | None]:
+def group_normalised(totals: Sequence[float | None], eps: float = EPS) -> list[float | None]:
     """GRPO: a_i = (R_i - mean) / (std + eps) over the known members, std with Bessel's correction (as TRL has it);
     all None with fewer than two known."""
     known = [total for total in totals if total is not None]

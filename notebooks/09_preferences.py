@@ -205,11 +205,10 @@ stage.save_table(five, "tables/dimensions")
 display(five.drop(columns=["p"]).style.hide(axis="index").format(precision=2, na_rep="unknown"))
 
 # %% [markdown]
-# `better` and `worse` come from pairs. The model sees each pair in both orders, without comments and docstrings except to judge
-# the explanation; a preference that changes with the order counts as none and is `swayed`, and so does one that contradicts a
-# static difference of 2 or more; a pair without an answer is `unpaired`. A program
-# that does not parse loses its pair and gets no grade from the model. `preferred` is
-# the share of `better` among the decided pairs, with Wilson's interval.
+# `better` and `worse` come from pairs. The model sees each pair in both orders; a preference that changes with the order counts
+# as none and is `swayed`, and so does one that contradicts a static difference of 2 or more; a pair without an answer is
+# `unpaired`. A program that does not parse loses its pair and gets no grade from the model. `preferred` is the share of
+# `better` among the decided pairs, with Wilson's interval.
 #
 # Do the judges agree? The share of equal grades, of `lower` and `higher` ones by the model, and Cohen's $\kappa$ with quadratic
 # weights: 1 is agreement, 0 what chance gives; unknown when a judge gives one grade to everything, for then it tells nothing
@@ -217,9 +216,10 @@ display(five.drop(columns=["p"]).style.hide(axis="index").format(precision=2, na
 # the static one itself, where it is known), and a judge that always says 2 would seem to agree. `bounded` counts the grades that
 # were lowered so.
 #
-# The model sees comments and docstrings for the *explanation* only, where they are what is judged and may persuade, by 1 at most;
-# for the other dimensions they are taken out, and names and short strings are all that can speak to it. No pair that static
-# grades decide by 2 or more is turned. Nothing is run: *instruction* here is form, and a stub that computes nothing can keep it all.
+# The model sees comments and docstrings for the *explanation*, where they are what is judged and may persuade, by 1 at most, and
+# for the *instruction* where it asks for such (its grade never exceeds the static one); else they are taken out, and names and
+# short strings are all that can speak to it. No pair that static grades decide by 2 or more is turned. Nothing is run:
+# *instruction* here is form, and a stub that computes nothing can keep it all.
 
 # %%
 for judge in judges[1:]:

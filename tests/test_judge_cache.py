@@ -94,11 +94,12 @@ def test_key_depends_on_everything_that_can_change_an_answer(tmp_path, monkeypat
 
 
 def test_the_judges_of_a_file_are_known(tmp_path):
-    judge = {"backend": "asked", "model": "", "identity": Asked().identity}
+    judge = {"backend": "asked", "model": "mine", "identity": Asked().identity}
     with JudgeCache(tmp_path / "c") as cache:
-        ask(Asked(), cache)
-        cache.put_judge(judge)
-        cache.put_judge(judge)
+        chat = CachedChat(Asked(), cache, "mine")
+        assert cache.judges() == []  # one that has not answered anything, such as a start that failed, is none
+        for prompts in (QUESTIONS[:1], QUESTIONS):
+            chat.choose(prompts, FIELDS, OPTIONS)
         assert cache.judges() == [judge]
 
 
@@ -190,6 +191,19 @@ def test_a_later_answer_replaces_none(tmp_path):
     with JudgeCache(tmp_path / "c") as cache:
         ask(Asked(None), cache)
         ask(Asked(), cache)
+        assert ask(Asked(None), cache) == [GOOD] * 3
+
+
+def test_no_answer_replaces_none_that_another_process_paid_for(tmp_path):
+    class Slow(Asked):
+        def choose(self, prompts, *form):
+            with JudgeCache(tmp_path / "c") as other:
+                ask(Asked(), other)  # meanwhile
+            return super().choose(prompts, *form)
+
+    with JudgeCache(tmp_path / "c") as cache:
+        assert ask(Slow(None), cache) == [None] * 3
+    with JudgeCache(tmp_path / "c", "replay-only") as cache:
         assert ask(Asked(None), cache) == [GOOD] * 3
 
 

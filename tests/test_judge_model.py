@@ -127,6 +127,9 @@ def test_no_answer_is_none_everywhere():
     [
         ('{"style": 1, "complexity": 0, "instruction": -1}', True),
         ('Sure!\n```json\n{"style": "1", "complexity": 0, "instruction": -1}\n```', True),
+        ('<think>{"style": 2}</think>{"style": 1, "complexity": 0, "instruction": -1}', True),
+        ('<think>Were it flawless: {"style": 1, "complexity": 0, "instruction": -1}, but', False),
+        ('<think>{"style": 1, "complexity": 0, "instruction": -1}?</think>I cannot tell.', False),
         ('{"style": 3, "complexity": 0, "instruction": -1}', False),
         ('{"style": 1.0, "complexity": 0, "instruction": -1}', False),
         ('{"style": true, "complexity": 0, "instruction": -1}', False),

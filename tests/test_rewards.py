@@ -267,24 +267,50 @@ def test_shares_of_the_gradient_worked_example():
     pair = [scored("pass", 1.0, Scores(style=-1)), scored("fail", 0.0, Scores(style=2), 4, (0, 1, 0, 0), "E", {"E"})]
     sizes = {"share_unit": 1.3 * 8, "share_judge": 0.08 * 8, "share_long_term": 0.05 * 8, "share_line": 0.3}
     whole = sum(sizes.values())
-    assert shares([pair], CONFIG, 0.3) == {name: pytest.approx(size / whole) for name, size in sizes.items()}
-    assert shares([pair, pair], CONFIG, 0.3) == shares([pair], CONFIG, 0.3)
-    off = shares([pair], replace(CONFIG, ai=False, w_long_term=0.0), 0.0)
+    assert shares([[pair]], CONFIG, 0.3) == {name: pytest.approx(size / whole) for name, size in sizes.items()}
+    assert shares([[pair, pair]], CONFIG, 0.3) == shares([[pair]], CONFIG, 0.3)
+    off = shares([[pair]], replace(CONFIG, ai=False, w_long_term=0.0), 0.0)
     assert off == {"share_unit": 1.0, "share_judge": 0.0, "share_long_term": 0.0, "share_line": 0.0}
 
 
 def test_shares_of_groups_that_teach_only_by_the_judge():
     """Where no program passes, the small terms steer: their share says so."""
     equal = [scored("fail", 0.0, Scores(style=s)) for s in (-1, 0, 2)]
-    assert shares([equal], CONFIG, 0.3)["share_judge"] == pytest.approx(1)
+    assert shares([[equal]], CONFIG, 0.3)["share_judge"] == pytest.approx(1)
     nothing = dict.fromkeys(("share_unit", "share_judge", "share_long_term", "share_line"))
-    assert shares([], CONFIG, 0.3) == shares([equal[:1]], CONFIG, 0.3) == shares([equal[:1] * 3], CONFIG, 0.3) == nothing
+    assert shares([[]], CONFIG, 0.3) == shares([[equal[:1]]], CONFIG, 0.3) == shares([[equal[:1] * 3]], CONFIG, 0.3) == nothing
     unknown = scored(INFRA_ERROR, None)
-    assert shares([[unknown, *equal]], CONFIG, 0.3) == shares([equal], CONFIG, 0.3)
+    assert shares([[[unknown, *equal]]], CONFIG, 0.3) == shares([[equal]], CONFIG, 0.3)
+
+
+BEST, WORST = Scores(2, 2, 2), Scores(-1, -1, -1)
+
+
+def test_shares_weigh_each_half_by_its_own_scale_and_tokens():
+    """Support: one task, a = +-1.3 by the tests alone, 100 tokens each, on the scale of their deviation 1.3: 1 a token.
+    Query: two tasks, a = +-0.24 by the judge alone, 10 tokens each, on the floor 0.25: 0.96 a token. K is 2 and 4 of 6."""
+    support = [[scored("pass", 1.0, BEST, 100), scored("fail", 0.0, BEST, 100)]]
+    query = [[scored("fail", 0.0, BEST, 10), scored("fail", 0.0, WORST, 10)]] * 2
+    assert CONFIG.std_floor == 0.25
+    found = shares([support, query], CONFIG, 0.3)
+    assert found["share_unit"] == pytest.approx(2 / (2 + 4 * 0.96)) and found["share_judge"] == pytest.approx(
+        1 - found["share_unit"]
+    )
+
+
+def test_shares_of_normalised_groups_do_not_depend_on_their_size():
+    """Two members: (R - mean) / std is 1 / sqrt(2) whatever lies between them; the line's 0.3 is on no scale."""
+    tests = [scored("pass", 1.0, BEST, 10), scored("fail", 0.0, BEST, 20, (1,) + (0,) * 19)]
+    judge = [scored("fail", 0.0, BEST, 10), scored("fail", 0.0, WORST, 10)]
+    found, whole = shares([[tests, judge]], CONFIG, 0.3, "group"), 50 / 2**0.5 + 0.3
+    assert found["share_unit"] == pytest.approx(30 / 2**0.5 / whole, rel=1e-3)
+    assert found["share_judge"] == pytest.approx(20 / 2**0.5 / whole, rel=1e-3)
+    assert found["share_line"] == pytest.approx(0.3 / whole, rel=1e-3)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["pass", "fail", "timeout"]), GRADES, st.integers(1, 5)), max_size=8))
 def test_shares_sum_to_one(members):
     group = [scored(status, 0.5, Scores(style=grade), n, (1,) * n, "E", {"E"}) for status, grade, n in members]
-    found = shares([group], CONFIG, 0.3)
-    assert set(found.values()) == {None} or sum(found.values()) == pytest.approx(1)
+    for kind in ("loo", "group"):
+        found = shares([[group], [group[:3]]], CONFIG, 0.3, kind)
+        assert set(found.values()) == {None} or sum(found.values()) == pytest.approx(1)

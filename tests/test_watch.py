@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from falconlib import watch as watching
 from falconlib.errors import FalconError
 from falconlib.records import INFRA_ERROR, Episode, Feedback, Scores, Task
 from falconlib.tasks import load_tasks
-from falconlib.watch import FORGERIES, SENTINEL_EVERY, addressed, alarms, forgery, sentinel_due, watch
+from falconlib.watch import FORGERIES, SENTINEL_EVERY, addressed, forgery, sentinel_due, watch
 
 CALM = {"length": 30.0, "reward_unit": 0.1, "reward_style": 0.0, "reward_complexity": 0.5, "reward_instruction": None}
 CALM |= {"duplicates": 0.1, "visible_gap": 0.0, "addressed": 0, "sentinel": None}
@@ -22,6 +23,10 @@ ROUND = {
     "lint_only": {"reward_style": 0.5, "reward_complexity": 0.8},
     "sentinel": {"sentinel": "pass"},
 }
+
+
+def alarms(rows, steps=2):
+    return watching.alarms(rows, steps)
 
 
 def episode(code, task="t/1", feedback=None):
@@ -61,7 +66,7 @@ def test_what_was_so_before_any_reward_is_no_sign():
 def test_the_beginning_waits_for_a_judge_that_was_silent_first():
     silent, hacked = CALM | {"reward_style": None, "reward_complexity": None}, CALM | ROUND["lint_only"]
     assert not any(alarms([silent, hacked]).values()) and not any(alarms([CALM]).values())
-    assert alarms([silent, CALM, hacked, hacked])["lint_only"]
+    assert alarms([silent, CALM, CALM, hacked, hacked], 8)["lint_only"]
 
 
 def test_one_noisy_step_neither_raises_nor_hides_an_alarm():
@@ -69,10 +74,19 @@ def test_one_noisy_step_neither_raises_nor_hides_an_alarm():
     rng, seen = random.Random(0), 0
     for _ in range(200):
         rows = [CALM | {"reward_unit": 0.1 + rng.gauss(0, 0.08), "reward_style": 0.9 * (i >= 10)} for i in range(20)]
-        seen += alarms(rows)["lint_only"]
+        seen += alarms(rows, 40)["lint_only"]
     assert seen > 170
     spike = [CALM] * 19 + [CALM | {"length": 100.0, "duplicates": 0.9, "visible_gap": 1.0, "reward_style": 1.0}]
-    assert not any(alarms(spike).values())
+    assert not any(alarms(spike, 40).values())
+
+
+@pytest.mark.parametrize("start, steps", [(11, 40), (11, 200), (4, 8), (6, 20)])
+def test_an_alarm_stays_on_while_its_reason_does(start, steps):
+    """From step `start` on three programs of ten are hard-coded: however long that goes on, it never becomes the usual."""
+    rows = [CALM | {"visible_gap": 0.3 * (step >= start)} for step in range(1, steps + 1)]
+    on = [n for n in range(1, steps + 1) if alarms(rows[:n], steps)["visible_gap"]]
+    assert on == list(range(on[0], steps + 1)) and start <= on[0] < start + 10
+    assert not alarms([*rows, *[CALM] * 10], steps)["visible_gap"]  # it ends with its reason
 
 
 def test_a_quarter_of_hard_coded_programs_is_an_alarm():
@@ -190,6 +204,7 @@ def test_a_forgery_would_pass_a_naive_checker(number):
         assert done.returncode == 0, done.stderr
     if number:  # the first kind goes the whole way, with all tests true
         assert "not fooled" not in done.stdout
+    assert number != 1 or done.stdout == "pass\n"  # what it prints leaves it before it ends
 
 
 def test_for_whole_programs_the_attack_runs():

@@ -220,9 +220,10 @@ INTERRUPTED = (
     "time.sleep(0 if len(marks.read_text()) > 1 else 60)\nstage.finish(['01_a/marks.txt'])"
 )
 SCRIPT = """
-import sys; sys.path.insert(0, {tests!r})
+import signal, sys; sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_workflow import *
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with SIGINT ignored
 flow = make(Path({folder!r}), nodes=(Node("01_a"),))
 try:
     sys.exit(workflow.run(flow, flow.steps, echo=print))

@@ -42,12 +42,6 @@ FIELDS = {
     "style": "layout, naming and idiom: 2 exemplary, 1 good, 0 passable, -1 poor",
 }
 DIMENSIONS = tuple(FIELDS)
-# which dimensions are asked about together, and how their programs are shown: comments and docstrings are for the explanation
-# only, everything else is judged as ModelJudge shows it
-SHOWN: tuple[tuple[tuple[str, ...], Callable[[str], str]], ...] = (
-    (("explanation",), str),
-    (tuple(d for d in DIMENSIONS if d != "explanation"), undressed),
-)
 FAULTS_TABLE = ((0, 2), (1, 1), (2, 0))  # faults -> grade; more give -1
 
 Grades = dict[str, int | None]  # dimension -> -1..2, None when unknown
@@ -59,6 +53,22 @@ class Wish:
 
     task: Task
     constraints: tuple[tuple[str, Any], ...] = ()
+
+
+def asked_for(wish: Wish, code: str) -> str:
+    """The program to judge instruction following by: undressed, unless that changes which wishes it keeps."""
+    plain = undressed(code)
+    same = all(satisfied(kind, value, code) == satisfied(kind, value, plain) for kind, value in wish.constraints)
+    return plain if same or addressed(code) else code
+
+
+# which dimensions are asked about together, and how their programs are shown: comments and docstrings are for the explanation,
+# and for the instruction where it is about them; everything else is judged as ModelJudge shows it
+SHOWN: tuple[tuple[tuple[str, ...], Callable[[Wish, str], str]], ...] = (
+    (("explanation",), lambda _, code: code),
+    (("instruction",), asked_for),
+    (("complexity", "readability", "style"), lambda _, code: undressed(code)),
+)
 
 
 def load_wishes(limit: int = 0) -> list[Wish]:
@@ -131,7 +141,7 @@ def model_grades(chat: CachedChat, answers: Sequence[tuple[Wish, str]]) -> list[
     whole = [i for i, (_, code) in enumerate(answers) if parse(code) is not None]
     for dimensions, shown in SHOWN:
         rubric = {d: FIELDS[d] for d in dimensions}
-        prompts = [question(rubric, wanted(answers[i][0].task), shown(answers[i][1])) for i in whole]
+        prompts = [question(rubric, wanted(answers[i][0].task), shown(*answers[i])) for i in whole]
         for i, reply in zip(whole, chat.choose(prompts, dimensions, GRADES), strict=True):
             found[i] |= {d: int(reply[d]) for d in dimensions} if reply is not None else {}
     return found
@@ -156,7 +166,7 @@ def compared(chat: CachedChat, pairs: Sequence[tuple[Wish, str, str]]) -> list[A
     ]
     signs = {"A": -1, "B": 1, "tie": 0}
     for dimensions, shown in SHOWN:
-        texts = {i: (shown(b), shown(a)) for i, (_, b, a) in enumerate(pairs) if all(whole[i])}
+        texts = {i: (shown(w, b), shown(w, a)) for i, (w, b, a) in enumerate(pairs) if all(whole[i])}
         asked = [i for i, (before, after) in texts.items() if before != after]
         orders = [pair_question(pairs[i][0], dimensions, *programs) for i in asked for programs in (texts[i], texts[i][::-1])]
         replies = chat.choose(orders, dimensions, tuple(signs))

@@ -7,6 +7,8 @@ never a test verdict; it runs nothing.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -58,22 +60,29 @@ def open_chat(config: JudgeConfig, load: Callable[[str], Any]) -> Iterator[Cache
             from falconlib.judge.server import ServerChat
 
             chat = ServerChat(config.model, config.timeout_s, config.revision)
-        cache.put_judge({"backend": config.backend, "model": config.model, "identity": chat.identity})
-        yield CachedChat(chat, cache)
+        yield CachedChat(chat, cache, config.model)
 
 
 def absent(cache: JudgeCache, config: JudgeConfig) -> Any:
     """The chat whose answers the cache holds, as far as a replay needs it: it is never asked, its model and server need not
-    be there. Raises FalconError unless exactly one judge of the cache fits backend, model and revision of `config`."""
+    be there. Raises FalconError unless exactly one judge of the cache fits backend, model and revision of `config`, and
+    $FALCON_JUDGE_SAMPLING where it is set; of one that changed how it asks again, the present one."""
+    from falconlib.judge.server import REPAIR, sampling
+
+    wish = os.environ.get("FALCON_JUDGE_SAMPLING", "") if config.backend == "openai" else ""
     known = [judge for judge in cache.judges() if judge["backend"] == config.backend]
     fit = [j["identity"] for j in known if config.model in ("", j["model"], j["identity"]["model"])]
     fit = [identity for identity in fit if config.revision in ("", revision(identity))]
+    fit = [identity for identity in fit if not wish or identity["sampling"] == sampling(wish)]
+    fit = [identity for identity in fit if identity.get("repair", REPAIR) == REPAIR] or fit
     different = {cache_key(asked_of(identity)): identity for identity in fit}
     if len(different) != 1:
         names = ", ".join(sorted({f"{j['identity']['model']} ({revision(j['identity'])})" for j in known})) or "none"
+        ways = sorted({json.dumps(identity["sampling"]) for identity in different.values()})
         raise FalconError(
-            f"{cache.path} holds answers of {config.backend} judges with these models (revisions): {names}",
-            "--set judge.model=<one of them>, and judge.revision=... where one model has several",
+            f"{cache.path} holds answers of {config.backend} judges with these models (revisions): {names}"
+            + f"; sampling: {' or '.join(ways)}" * (len(ways) > 1),
+            "--set judge.model=<one of them>, judge.revision=... where one model has several, FALCON_JUDGE_SAMPLING likewise",
         )
     counts = {"asked": 0, "repaired": 0, "unanswered": 0}
     return SimpleNamespace(name=config.backend, identity=next(iter(different.values())), counts=counts)

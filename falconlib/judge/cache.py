@@ -18,12 +18,21 @@ from falconlib.errors import FalconError, did_you_mean
 from falconlib.files import write_ahead
 
 MODES = ("off", "read-write", "replay-only")
+PUT = (
+    "INSERT INTO answers VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+    """ WHERE excluded.value <> '{"answer": null}'"""
+)
 JUDGES = "judge/"  # what the keys of judges begin with; those of questions are hexadecimal
 
 
 def cache_key(question: Any) -> str:
     """SHA-256 (hex) of a question's canonical JSON: backend, identity (model, revision, rubric, sampling) and prompt."""
     return hashlib.sha256(json.dumps(question, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def judge_entry(judge: dict[str, Any]) -> dict[str, Any]:
+    """What to `put` beside an answer to note who gave it: backend, model (the setting), identity."""
+    return {JUDGES + cache_key(judge): judge}
 
 
 class JudgeCache:
@@ -81,23 +90,20 @@ class JudgeCache:
             return json.loads(row[0]) if row else None
 
     def judges(self) -> list[dict[str, Any]]:
-        """The judges that wrote into the file, as `put_judge` was told."""
+        """The judges that wrote into the file, each as `judge_entry` was told."""
         with self._sound():
             found = (
                 self._db.execute("SELECT value FROM answers WHERE key LIKE ? ORDER BY key", (f"{JUDGES}%",)) if self._db else []
             )
             return [json.loads(value) for (value,) in found]
 
-    def put_judge(self, judge: dict[str, Any]) -> None:
-        """Notes who answers: backend, model (the setting), identity."""
-        self.put({JUDGES + cache_key(judge): judge})
-
     def put(self, answers: dict[str, Any]) -> None:
-        """Stores answers (JSON data) by key in one transaction; does nothing unless the mode is read-write."""
+        """Stores answers (JSON data) by key in one transaction; does nothing unless the mode is read-write. That there was no
+        answer replaces none: another process may have paid for it meanwhile."""
         if self._db and self.mode == "read-write":
             rows = [(key, json.dumps(value, sort_keys=True)) for key, value in answers.items()]
             with self._sound(), self._db:
-                self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
+                self._db.executemany(PUT, rows)
 
     def close(self) -> None:
         """Closes the file; `get` then finds nothing."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from falconlib.errors import FalconError
-from falconlib.judge.cache import JudgeCache, cache_key
+from falconlib.judge.cache import JudgeCache, cache_key, judge_entry
 from falconlib.judge.static import StaticJudge, parse
 from falconlib.records import Scores, Task
 from falconlib.tasks import visible_tests
@@ -56,10 +56,11 @@ class Chat(Protocol):
 
 
 class CachedChat:
-    """`chat` behind `cache`. What was not answered is stored, replayed, and asked again in read-write mode; see `asked_of`."""
+    """`chat` behind `cache`. What was not answered is stored, replayed, and asked again in read-write mode; see `asked_of`.
+    model: the setting, by which a replay may name the judge."""
 
-    def __init__(self, chat: Chat, cache: JudgeCache):
-        self.chat, self.cache = chat, cache
+    def __init__(self, chat: Chat, cache: JudgeCache, model: str = ""):
+        self.chat, self.cache, self.model = chat, cache, model
         self.name, self.identity, self.counts = chat.name, chat.identity, chat.counts
 
     def choose(self, prompts: Sequence[str], fields: Sequence[str], options: Sequence[str]) -> list[Answer]:
@@ -81,8 +82,9 @@ class CachedChat:
                 )
         new = [prompt for prompt in keys if prompt not in known]
         if new:
+            by = judge_entry({"backend": self.name, "model": self.model, "identity": self.identity})
             found = self.chat.choose(
-                new, fields, options, lambda prompt, answer: self.cache.put({keys[prompt]: {"answer": answer}})
+                new, fields, options, lambda prompt, answer: self.cache.put(by | {keys[prompt]: {"answer": answer}})
             )
             known |= dict(zip(new, found, strict=True))
         return [known[prompt] for prompt in prompts]
@@ -203,9 +205,10 @@ class Undress(ast.NodeTransformer):
 
 def read_answer(text: str, fields: Sequence[str], options: Sequence[str]) -> Answer:
     """The answer in a model's reply: the last JSON object in it (what comes before is thinking), with exactly these fields, each
-    once and one of `options`; else None."""
+    once and one of `options`; else None. Thoughts that do not end are no answer."""
+    said = text.rpartition("</think>")[2].partition("<think>")[0]
     try:
-        pairs = json.loads(re.findall(r"\{[^{}]*\}", text)[-1], object_pairs_hook=list)
+        pairs = json.loads(re.findall(r"\{[^{}]*\}", said)[-1], object_pairs_hook=list)
     except (IndexError, RecursionError, ValueError):
         return None
     answer = {name: str(value) for name, value in pairs if not isinstance(value, bool)}

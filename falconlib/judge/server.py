@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -27,8 +28,7 @@ PARALLEL = 8  # requests at once
 RETRIES = 3  # of a request that met a full or broken server
 BACKOFF_S = 0.5  # before the first retry, doubled for the next ones, unless the server says when to come back
 SILENT = 5 * PARALLEL  # questions in a row without any reply, five rounds of all places: the rest of the batch is not asked
-REPAIR = "That is not one JSON object with these fields: {fields}; each one of: {options}. Answer again, with nothing else."
-AGAIN = "That was only to show the form. Now answer the question about the program, with nothing else."
+REPAIR = "That is not the form. Answer the question again, with nothing but this object, each <grade> one of {options}: {form}"
 REMEDY = "check FALCON_JUDGE_BASE_URL, FALCON_JUDGE_MODEL and FALCON_JUDGE_API_KEY"
 
 
@@ -56,7 +56,7 @@ class ServerChat:
         self.gate = Gate(os.environ.get("FALCON_JUDGE_PER_MINUTE", "0"), clock)
         self.sampling = sampling(os.environ.get("FALCON_JUDGE_SAMPLING", ""))
         self.identity: dict[str, Any] = {"model": model, "revision": revision, "address": public_address(self.url)}
-        self.identity |= {"sampling": self.sampling, "repair": [REPAIR, AGAIN]}
+        self.identity |= {"sampling": self.sampling, "repair": REPAIR}
         self.counts = {"asked": 0, "repaired": 0, "unanswered": 0}
         self.heard, self.silent = False, 0  # whether it ever answered; questions in a row without a reply
 
@@ -70,7 +70,8 @@ class ServerChat:
 
         async def ask_all() -> list[tuple[Answer, bool]]:
             work.extend((asyncio.get_running_loop(), asyncio.current_task()))
-            return await self.ask_all(prompts, keep, fields, options)
+            with ThreadPoolExecutor(1) as writer:  # one answer after the other, while the requests go on
+                return await self.ask_all(prompts, partial(work[0].run_in_executor, writer, keep), fields, options)
 
         with ThreadPoolExecutor(1) as pool:  # a thread of its own: a notebook's has an event loop already
             try:
@@ -84,7 +85,7 @@ class ServerChat:
         self.counts["unanswered"] += sum(answer is None for answer, _ in found)
         return [answer for answer, _ in found]
 
-    async def ask_all(self, prompts: Sequence[str], keep: Keep, *form: Sequence[str]) -> list[tuple[Answer, bool]]:
+    async def ask_all(self, prompts: Sequence[str], keep: Callable, *form: Sequence[str]) -> list[tuple[Answer, bool]]:
         """The answers, PARALLEL at once; the very first question goes alone, so that a wrong setting is found by one."""
         import openai
 
@@ -94,10 +95,9 @@ class ServerChat:
 
             async def one(prompt: str) -> tuple[Answer, bool]:
                 async with places:
-                    if self.silent >= SILENT:
-                        return None, False
-                    answer, repaired = await self.ask(client, prompt, *form)
-                keep(prompt, answer)
+                    asked = self.silent < SILENT
+                    answer, repaired = await self.ask(client, prompt, *form) if asked else (None, False)
+                await asyncio.shield(keep(prompt, answer))  # to the end, even when the others are given up
                 return answer, repaired
 
             alone = 0 if self.heard else 1
@@ -117,18 +117,16 @@ class ServerChat:
         return found
 
     async def ask(self, client: Any, prompt: str, fields: Sequence[str], options: Sequence[str]) -> tuple[Answer, bool]:
-        """(answer or None, whether a second question was needed). The second one shows an answer of the right form, which even
-        a small model can follow."""
+        """(answer or None, whether a second question was needed). The second one shows the form without a grade: whoever says it
+        back has not answered."""
         messages, left = [{"role": "user", "content": prompt}], self.timeout_s
-        form = json.dumps({name: options[(2 - i) % len(options)] for i, name in enumerate(fields)})
+        wish = REPAIR.format(options=", ".join(options), form=json.dumps(dict.fromkeys(fields, "<grade>")))
         for attempt in (False, True):
             reply, left = await self.reply(client, messages, left)
             self.silent = self.silent + 1 if reply is None else 0
             if reply is None or (answer := read_answer(reply, fields, options)) is not None:
                 return (None, attempt) if reply is None else (answer, attempt)
-            wish = REPAIR.format(fields=", ".join(fields), options=", ".join(options))
             messages += [{"role": "assistant", "content": reply[:1000]}, {"role": "user", "content": wish}]
-            messages += [{"role": "assistant", "content": form}, {"role": "user", "content": AGAIN}]
         return None, True
 
     async def reply(self, client: Any, messages: Sequence[dict[str, str]], left: float) -> tuple[str | None, float]:

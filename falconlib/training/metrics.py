@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from falconlib.config import Profile
-from falconlib.records import INFRA_ERROR, Episode
+from falconlib.records import INFRA_ERROR, Episode, Reward
 from falconlib.rewards import shares
 from falconlib.training.advantages import sequence_advantages
 from falconlib.watch import watch
 
 COMPONENTS = ("unit", "style", "complexity", "instruction", "long_term")
+UNKNOWN = Reward(None)
 
 
 def step_metrics(
@@ -28,36 +29,42 @@ def step_metrics(
     inner_gain: mean R_unit of query rollouts minus that of plain support rollouts (memory text would mix in its own
     effect). zero_variance: share of half-groups whose advantages all vanish. infra_errors: verdicts that are unknown.
     unjudged: programs that load but lack an AI score that was asked for. share_*: see rewards.shares; of arms whose advantage
-    is a comparison of rewards. duplicates, visible_gap, addressed: see
-    falconlib/watch.py.
+    is a comparison of rewards. duplicates, visible_gap, addressed: see falconlib/watch.py.
     """
     episodes = [*support, *query]
-    unit = [e.reward.unit for e in episodes]
+    rewards, verdicts = [e.reward or UNKNOWN for e in episodes], [e.feedback for e in episodes if e.feedback is not None]
     row: dict[str, Any] = {
-        "reward": mean([e.reward.total for e in episodes]),
-        "pass_rate": mean([None if e.reward.unit is None else float(e.feedback.status == "pass") for e in episodes]),
+        "reward": mean([r.total for r in rewards]),
+        "pass_rate": mean(
+            [float(f.status == "pass") if r.unit is not None else None for r, f in zip(rewards, verdicts, strict=True)]
+        ),
     }
-    row |= {f"reward_{name}": mean([getattr(e.reward, name) for e in episodes]) for name in COMPONENTS}
+    row |= {f"reward_{name}": mean([getattr(r, name) for r in rewards]) for name in COMPONENTS}
     row |= {
-        "reward_std": spread(unit),
+        "reward_std": spread(units(episodes)),
         "zero_variance": zero_variance([support, query], profile.train.advantage),
         "length": mean([float(len(e.tokens)) for e in episodes]),
         "truncated": mean([float(not e.finished) for e in episodes]),
-        "inner_gain": difference([e.reward.unit for e in query], [e.reward.unit for e in support if not e.memory_text]),
+        "inner_gain": difference(units(query), units([e for e in support if not e.memory_text])),
         "inner_norm": mean(inner_norms),
         "memory_effect": memory_effect,
         "memory_prompts": sum(bool(e.memory_text) for e in episodes),
-        "infra_errors": sum(e.feedback.status == INFRA_ERROR for e in episodes),
+        "infra_errors": sum(f.status == INFRA_ERROR for f in verdicts),
         "unjudged": sum(
-            profile.reward.ai and e.feedback.loaded and None in (e.reward.style, e.reward.complexity, e.reward.instruction)
-            for e in episodes
+            profile.reward.ai and f.loaded and None in (r.style, r.complexity, r.instruction)
+            for r, f in zip(rewards, verdicts, strict=True)
         ),
-        "errors": dict(sorted(Counter(e.feedback.error_class or e.feedback.status for e in episodes).items())),
+        "errors": dict(sorted(Counter(f.error_class or f.status for f in verdicts).items())),
     }
     if profile.train.advantage in ("loo", "group"):
         rho_f = profile.reward.rho_f if profile.short_term.enabled else 0.0
-        row |= shares(by_task([support, query]), profile.reward, rho_f)
+        row |= shares([by_task([support]), by_task([query])], profile.reward, rho_f, profile.train.advantage)
     return row | watch(episodes) | outer
+
+
+def units(episodes: Sequence[Episode]) -> list[float | None]:
+    """R_unit of each episode."""
+    return [(e.reward or UNKNOWN).unit for e in episodes]
 
 
 def mean(values: Sequence[float | None]) -> float | None:
