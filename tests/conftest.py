@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Sequence
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from falconlib.config import LoraConfig, ModelConfig, Profile, build, validate
 from falconlib.errors import FalconError
 from falconlib.records import ErrorInfo, Program, Report, TestResult
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with Ctrl-C ignored; tests send it
 
 SMALL = {
     "model": {"name": "tiny", "threads": 1},
