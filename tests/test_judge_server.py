@@ -203,15 +203,7 @@ def test_an_error_among_many_questions_keeps_the_answers_and_stops_the_others(se
     assert "Traceback" not in capfd.readouterr().err and "never retrieved" not in capfd.readouterr().err
 
 
-@pytest.fixture
-def interruptible():
-    """Ctrl-C as a terminal sends it: a background job starts with SIGINT ignored."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, previous)
-
-
-def test_ctrl_c_gives_up_what_is_under_way_and_keeps_what_came(server, interruptible):
+def test_ctrl_c_gives_up_what_is_under_way_and_keeps_what_came(server):
     kept, held = {}, threading.Event()
 
     def reply(messages):

@@ -6,6 +6,7 @@ The states are taken without gradients: a critic never moves theta [ours]. CodeR
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,7 +25,7 @@ from falconlib.training.distributed import gather
 LR = 1e-3  # [ours] of the head's AdamW: from zero it must find its scale within tens of steps
 
 
-class Critic:
+class Critic(ABC):
     """One run's critic. log: what the last step's metrics get; tokens: how many it learnt from then.
 
     Subclasses say how many `outputs` the head has per token, in `examples` which episodes teach, and in `look` what the head
@@ -43,14 +44,14 @@ class Critic:
         self.log: dict[str, float | None] = {}
         self.tokens = 0
 
+    @abstractmethod
     def examples(self, episodes: Sequence[Episode], index: Mapping[str, int]) -> list[Example]:
         """Like `advantages.scored`: one example per episode that teaches, with its token advantages; those of other processes
         (not in `index`, task id -> row) have zeros. The head learns from them on the way."""
-        raise NotImplementedError
 
+    @abstractmethod
     def look(self, chunk: Sequence[Episode], batch: Batch, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss of the head, normalised over the whole batch, and advantages (R, T), from states (R, T + 1, H)."""
-        raise NotImplementedError
 
     def credit(self, episodes: Sequence[Episode], index: Mapping[str, int]) -> list[Example]:
         """The episodes as examples with the advantages of `look`, and one step of the head."""
