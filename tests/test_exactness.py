@@ -149,6 +149,29 @@ def test_fast_weights_and_their_gradients_equal_peft_with_shifted_adapters_one_r
         assert torch.allclose(found, expected[name], atol=1e-5 * float(expected[name].abs().max())), name
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_bfloat16_gives_float32s_log_probs_and_gradients_of_theta_and_deltas_to_its_own_precision(tiny_policy, moved):
+    def found(dtype):
+        policy = load_policy(ModelConfig(name="tiny", dtype=dtype), LoraConfig(r=4, alpha=8, top_layers=0))
+        generator = torch.Generator().manual_seed(0)
+        for p in policy.parameters():
+            p.data = 0.1 * torch.randn(p.shape, generator=generator)
+        fast = FastWeights(policy.model)
+        deltas = fast.zeros(2)
+        for d in deltas.values():
+            d.copy_(0.1 * moved * torch.randn(d.shape, generator=generator)).requires_grad_()
+        tokens, rows = torch.tensor([[5, 6, 7], [8, 9, 10], [11, 12, 13]]), torch.tensor([0, 1, 0])
+        with fast.active(deltas):
+            logp, _ = score(policy, PROMPTS, tokens, torch.ones_like(tokens), torch.ones(3), fast, rows)
+            grads = torch.autograd.grad(logp.sum(), [*policy.parameters(), *deltas.values()])
+        assert {g.dtype for g in grads} == {torch.float32}
+        theta, local = grads[: len(policy.parameters())], grads[len(policy.parameters()) :]
+        return logp.detach(), *(torch.cat([g.flatten() for g in part]) for part in (theta, local))
+
+    for exact, rough in zip(found("float32"), found("bfloat16"), strict=True):
+        assert (exact - rough).norm() < 0.03 * exact.norm()  # bfloat16 keeps 8 bits
+
+
 def test_gradient_checkpointing_gives_the_same_gradients_and_no_shared_prefix(tiny_policy):
     with pytest.raises(FalconError, match="shared_prefix"):
         override(Profile(), {"train.gradient_checkpointing": True})

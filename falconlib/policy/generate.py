@@ -155,6 +155,7 @@ def prefill(policy, encoded, rows, room: int, fast) -> tuple[DynamicCache, torch
     width = len(encoded[keys[-1][0]])
     cache, mask = DynamicCache(), torch.zeros(len(rows), width, dtype=torch.long, device=policy.device)
     logits = torch.empty(0)
+    last = torch.tensor([-1], device=policy.device)  # not 1: a slice is no block in memory, and bfloat16 would copy W per prompt
     while keys:
         size = max(n for n in range(1, len(keys) + 1) if n == 1 or n * len(encoded[keys[n - 1][0]]) <= PREFILL_TOKENS)
         chunk, keys = keys[:size], keys[size:]
@@ -162,7 +163,7 @@ def prefill(policy, encoded, rows, room: int, fast) -> tuple[DynamicCache, torch
             fast.select(torch.tensor([t for _, t in chunk], device=policy.device))
         ids, seen = left_pad([encoded[p] for p, _ in chunk], policy)
         part, position = DynamicCache(), (seen.cumsum(1) - 1).clamp(min=0)
-        out = policy.model(input_ids=ids, attention_mask=seen, position_ids=position, past_key_values=part, logits_to_keep=1)
+        out = policy.model(input_ids=ids, attention_mask=seen, position_ids=position, past_key_values=part, logits_to_keep=last)
         places = {key: place for place, key in enumerate(chunk)}
         found = [
             (i, places[r.prompt, r.task if fast else 0])
