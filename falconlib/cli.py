@@ -60,6 +60,12 @@ def _add_policy(new: argparse.ArgumentParser, samples: int | None) -> None:
 
 
 def _add_rest(command: Any, menu: Any) -> None:
+    new = command("search", commands.search, "the learning rate of each arm, chosen on validation tasks")
+    new.add_argument("--profile", default="small")
+    new.add_argument("--arms", required=True, help="comma-separated")
+    new.add_argument("--grid", help="comma-separated rates (default: 3e-5,1e-4,3e-4)")
+    _add_set(new)
+
     new = command("score", commands.score, "pass@k of anybody's samples, in our sandbox")
     new.add_argument(
         "samples",

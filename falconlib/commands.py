@@ -114,6 +114,26 @@ def train(options: argparse.Namespace) -> int:
     return 0
 
 
+def search(options: argparse.Namespace) -> int:
+    from falconlib.config import load_profile
+    from falconlib.evaluation.search import GRID, best, search
+    from falconlib.reporting import results_root
+    from falconlib.training.arms import SETTINGS
+
+    profile, arms = load_profile(options.profile, parse_settings(options.set)), options.arms.split(",")
+    for unknown in [arm for arm in arms if arm not in SETTINGS]:
+        raise did_you_mean("arm", unknown, list(SETTINGS))
+    try:
+        grid = [float(rate) for rate in options.grid.split(",")] if options.grid else GRID
+    except ValueError as problem:
+        raise FalconError(f"--grid {options.grid}: numbers are expected", "--grid 1e-4,3e-4") from problem
+    run = results_root() / "runs" / profile.name
+    if not (run / "train" / "sft-s0" / "adapter").is_dir():
+        raise FalconError(f"no SFT adapter in {run}", f"falconlib run --profile {profile.name} --only sft --set seeds=0 first")
+    echo("rates: [" + ", ".join(f"{arm}={lr:g}" for arm, lr in best(search(profile, run, arms, grid)).items()) + "]")
+    return 0
+
+
 def evaluate(options: argparse.Namespace) -> int:
     from falconlib.config import load_profile, override
     from falconlib.evaluation.evaluate import run_eval

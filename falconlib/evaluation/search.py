@@ -1,6 +1,6 @@
 """The learning rate of each arm, from one grid on validation tasks: the same grid, tasks, seed and updates for every arm.
 
-    python -m falconlib.evaluation.search --profile small --run results/runs/small --arms grpo,rft,rltf,falcon
+    falconlib search --profile small --arms grpo,rft,rltf,falcon
 
 Each configuration is a row of <run>/search/search.jsonl when it is done; one that stands there is not run again. `best` reads
 the log; its answer goes into `rates` of the profile by hand. No test task is loaded here.
@@ -8,14 +8,12 @@ the log; its answer goes into `rates` of the profile by hand. No test task is lo
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from falconlib.config import Profile, load_profile, override
+from falconlib.config import Profile, override
 from falconlib.evaluation.evaluate import evaluate
 from falconlib.evaluation.score import save_samples, summarise
 from falconlib.files import JsonLines, read_json
@@ -58,14 +56,3 @@ def best(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
     for row in sorted(rows, key=lambda row: (-row["value"], row["lr"])):
         chosen.setdefault(row["arm"], row)
     return {arm: row["lr"] for arm, row in chosen.items()}
-
-
-if __name__ == "__main__":
-    options = argparse.ArgumentParser(prog="python -m falconlib.evaluation.search")
-    options.add_argument("--profile", default="small")
-    options.add_argument("--run", type=Path, required=True)
-    options.add_argument("--arms", required=True, help="comma-separated")
-    options.add_argument("--grid", default=",".join(f"{lr:g}" for lr in GRID))
-    given = options.parse_args()
-    rows = search(load_profile(given.profile), given.run, given.arms.split(","), [float(lr) for lr in given.grid.split(",")])
-    sys.stdout.write("rates: [" + ", ".join(f"{arm}={lr:g}" for arm, lr in best(rows).items()) + "]\n")
