@@ -16,7 +16,7 @@ from falconlib.reporting.pairs import PLANNED
 def test_a_study_holds_every_arm_of_its_planned_contrasts(name):
     profile = load_profile(name)
     assert {"base", "sft", "falcon", *PLANNED} == set(profile.arms) and len(profile.seeds) >= 3
-    assert profile.eval.samples == 10 and "falcon" in profile.eval.ltm_arms
+    assert profile.eval.samples >= 4 and "falcon" in profile.eval.ltm_arms
 
 
 def test_the_cpu_study_differs_from_the_gpu_study_in_sizes_alone():

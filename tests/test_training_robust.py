@@ -205,6 +205,7 @@ def test_profile_paper_runs_its_whole_graph_on_tiny_stand_ins(tmp_path, monkeypa
         "model.dtype": "float32",
         "model.device": "cpu",
         "tasks.train": ["basics"],
+        "tasks.benchmarks": ["basics"],
         "tasks.train_limit": 12,
     }
     sizes |= {"train.steps": 1, "train.tasks": 2, "sample.max_new_tokens": 96, "sft.max_steps": 1, "long_term.embedder": "hashed"}
