@@ -19,9 +19,12 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 from conftest import SMALL, ScriptedSandbox
-from test_mrlf import make_run
+from test_mrlf import TASKS, make_run
 from falconlib.config import Profile, build, override
+from falconlib.files import JsonLines
+from falconlib.policy.models import load_policy
 from falconlib.training import distributed
+from falconlib.training.sft import train_sft
 
 distributed.start(cpu=True)
 folder = Path(sys.argv[2]) / f"{distributed.world()}-{distributed.rank()}"
@@ -29,34 +32,43 @@ folder.mkdir()
 profile = override(build(Profile, SMALL), {"train.tasks": 4 // distributed.world(), "train.warmup": 0})
 run = make_run(folder, profile, ScriptedSandbox(), "falcon")
 run.run(progress=False)
+sft = override(profile, {"sft.batch": 4 // distributed.world(), "sft.max_steps": 3})
+warm = load_policy(profile.model, profile.lora)
+tokens = train_sft(warm, TASKS[:4], sft, 0, JsonLines(folder / "sft.jsonl"), progress=False)
 memory = (run.conductor.long_term.content_hash(), run.conductor.short_term.state(), run.pass_rate)
-torch.save({"theta": [p.detach() for p in run.parameters], "memory": repr(memory)}, folder / "end.pt")
+theta = [p.detach() for p in [*run.parameters, *warm.parameters()]]
+torch.save({"theta": theta, "memory": repr(memory), "sft_tokens": tokens}, folder / "end.pt")
 if distributed.world() > 1:
     torch.distributed.destroy_process_group()
 """
 
 
-def test_two_processes_equal_one_with_the_doubled_batch(tmp_path):
+def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, monkeypatch):
     script, tests = tmp_path / "script.py", Path(__file__).parent
     script.write_text(SCRIPT)
     ddp = tests.parent / "notebooks" / "profiles" / "accelerate" / "ddp.yaml"
     port = str(20000 + os.getpid() % 20000)
     launch = ["-m", "accelerate.commands.launch", "--config_file", str(ddp), "--main_process_port", port]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    for start in ([], launch):
-        command = [sys.executable, *start, str(script), str(tests), str(tmp_path)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=240)
-        assert done.returncode == 0, done.stderr[-3000:]
+    command = [sys.executable, *launch, str(script), str(tests), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    monkeypatch.setattr(sys, "argv", ["", str(tests), str(tmp_path)])
+    exec(compile(SCRIPT, "one", "exec"), {})  # alone it needs no process of its own
     one, first, second = (torch.load(tmp_path / name / "end.pt") for name in ("1-0", "2-0", "2-1"))
     assert first["memory"] == second["memory"]
     assert all(torch.equal(a, b) for a, b in zip(first["theta"], second["theta"], strict=True))
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(one["theta"], first["theta"], strict=True))
-    rows = [[json.loads(x) for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("1-0", "2-0")]
+    assert one["sft_tokens"] == first["sft_tokens"]
+    rows = [
+        [json.loads(x) for log in ("metrics", "sft") for x in (tmp_path / n / f"{log}.jsonl").read_text().splitlines()]
+        for n in ("1-0", "2-0")
+    ]
     for alone, both in zip(*rows, strict=True):
         assert alone.keys() == both.keys()
         for name, value in alone.items():
             assert both[name] == (pytest.approx(value, rel=1e-4, abs=1e-5) if isinstance(value, float) else value), name
-    assert not (tmp_path / "2-1" / "metrics.jsonl").exists() and not (tmp_path / "2-1" / "checkpoints").exists()
+    assert not list((tmp_path / "2-1").glob("*.jsonl")) and not (tmp_path / "2-1" / "checkpoints").exists()
 
 
 def test_the_mirror_gets_every_known_number(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from falconlib.config import Profile
 from falconlib.files import JsonLines
 from falconlib.policy.models import Policy
 from falconlib.records import Task
+from falconlib.training.distributed import rank, world
 from falconlib.training.outer import target_tokens
 
 
@@ -35,7 +36,9 @@ def examples(policy: Policy, tasks: Sequence[Task]) -> list[dict[str, list[int]]
 
 
 def train_sft(policy: Policy, tasks: Sequence[Task], profile: Profile, seed: int, log: JsonLines, progress: bool = True) -> int:
-    """Trains theta in place; writes loss and gradient norm of each step to `log`. Returns the number of trained tokens."""
+    """Trains theta in place; writes loss and gradient norm of each step to `log`. Returns the number of trained tokens.
+
+    With several processes each of them takes `sft.batch` examples a step, and the first one writes."""
     from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
@@ -45,14 +48,15 @@ def train_sft(policy: Policy, tasks: Sequence[Task], profile: Profile, seed: int
         """Trainer logs -> metrics rows, without clock values."""
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-            if logs and "loss" in logs:
+            if logs and "loss" in logs and rank() == 0:
                 log.append(
                     {"step": state.global_step, "loss": logs["loss"], "grad_norm": logs["grad_norm"], "lr": logs["learning_rate"]}
                 )
 
     disable_progress_bar()
     rows, sft = examples(policy, tasks), profile.sft
-    log.truncate(0)
+    if rank() == 0:
+        log.truncate(0)
     with tempfile.TemporaryDirectory() as scratch, quiet():
         shared = dict(
             output_dir=scratch,
@@ -91,7 +95,7 @@ def train_sft(policy: Policy, tasks: Sequence[Task], profile: Profile, seed: int
     policy.model.eval()
     policy.tokenizer.padding_side = "left"
     order = [sum(r["completion_mask"]) for r in rows]
-    return round(steps * sft.batch * sum(order) / max(len(order), 1)) if sft.max_steps else round(sft.epochs * sum(order))
+    return round(steps * sft.batch * world() * sum(order) / max(len(order), 1)) if sft.max_steps else round(sft.epochs * sum(order))
 
 
 @contextlib.contextmanager
