@@ -94,8 +94,8 @@ def train_sft(policy: Policy, tasks: Sequence[Task], profile: Profile, seed: int
         steps = trainer.state.global_step
     policy.model.eval()
     policy.tokenizer.padding_side = "left"
-    order = [sum(r["completion_mask"]) for r in rows]
-    return round(steps * sft.batch * world() * sum(order) / max(len(order), 1)) if sft.max_steps else round(sft.epochs * sum(order))
+    whole = sum(sum(r["completion_mask"]) for r in rows)  # of one epoch
+    return round(steps * sft.batch * world() * whole / max(len(rows), 1)) if sft.max_steps else round(sft.epochs * whole)
 
 
 @contextlib.contextmanager
