@@ -91,6 +91,7 @@ def fill(memory: LongTermMemory, size: int) -> dict:
                     JOIN episode e ON e.task = 1 + t.id % ? WHERE t.id > ? AND t.id <= ? ORDER BY t.id, e.id""",
                 (filled, start, start + 20_000),
             )
+            memory._store.summarise("t.id > ? AND t.id <= ?", start, start + 20_000)
     begin = time.perf_counter()
     memory._search.sync()
     return {"insert_per_s": insert, "build_s": time.perf_counter() - begin}

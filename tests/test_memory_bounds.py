@@ -313,7 +313,7 @@ def test_verify_finds_what_sqlite_does_not(path):
     with pytest.raises(FalconError, match="does not say with which embedder"):
         LongTermMemory(path)
     change(path, "UPDATE meta SET value = '1024' WHERE key = 'dim'", "PRAGMA user_version = 9")
-    with pytest.raises(FalconError, match="has schema 9, 1 is expected"):
+    with pytest.raises(FalconError, match="has schema 9, 2 is expected"):
         LongTermMemory(path, HashedTfidf())
 
 
@@ -404,6 +404,7 @@ def test_half_characters_and_numbers_out_of_range(tmp_path):
             lambda: memory.update_utility({"toy/1": 1e308}, -1e5),
             lambda: memory.update_utility({"toy/1": 0.5}, float("nan")),
             lambda: memory.recall(TASKS, -1),
+            lambda: memory.recall(TASKS, 2.5),
             lambda: memory.add_tasks([replace(TASKS[1], task_id="toy/\0")]),
             lambda: memory.add_tasks([make_task("new", None)]),
             lambda: memory.add_tasks([replace(make_task("new", "new"), tests=[1])]),
@@ -420,6 +421,9 @@ def test_half_characters_and_numbers_out_of_range(tmp_path):
         assert memory.content_hash() == before and len(memory.search("\udfff", 1)) == 1
         with LongTermMemory(memory.path, read_only=True) as view:
             assert view.content_hash() == before
+    for attempt in (lambda: memory.recall(TASKS, 2), lambda: memory.add_tasks([make_task("new", "new")])):
+        with pytest.raises(FalconError, match="closed database"):
+            attempt()
 
 
 def test_settings_on_which_promises_rest(tmp_path, monkeypatch):

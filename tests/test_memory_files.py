@@ -274,7 +274,7 @@ def test_copies_for_which_there_is_no_room_leave_the_old_ones(path, tmp_path):
         assert full_disk(lambda: memory.snapshot(tmp_path / "snap"))
         assert full_disk(lambda: export(memory, tmp_path / "again.m.sqlite.parquet"))
         assert full_disk(lambda: import_export(tmp_path / "m.sqlite.parquet", tmp_path / "copy.m.sqlite"))
-    assert {name: (tmp_path / name).read_bytes() for name in whole} == whole and sorted(os.listdir(tmp_path)) == names
+        assert {name: (tmp_path / name).read_bytes() for name in whole} == whole and sorted(os.listdir(tmp_path)) == names
     import_export(tmp_path / "m.sqlite.parquet", tmp_path / "copy.m.sqlite")  # the failed attempt is not in the way
     assert contents(tmp_path / "copy.m.sqlite") == contents(path)
 

@@ -81,7 +81,8 @@ class HashedTfidf:
         for word in words:
             counts[f"word {word}"] += 0.1 if word in COMMON or not word[0].isalnum() else 1.0
         for word in content:
-            grams = [f"^{word}$"[i : i + 4] for i in range(len(word) - 1)] if len(word) > 3 else []
+            edged = f"^{word}$"
+            grams = [edged[i : i + 4] for i in range(len(word) - 1)] if len(word) > 3 else []
             for gram in grams:
                 counts[f"part {gram}"] += 0.5 / len(grams) ** 0.5
         for first, second in itertools.pairwise(content):

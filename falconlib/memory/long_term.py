@@ -93,6 +93,7 @@ class LongTermMemory:
                 others = f"id NOT IN (SELECT id FROM task WHERE task_id IN {LISTED})"  # what comes in does not push itself out
                 oldest = f"SELECT id FROM task INDEXED BY task_rank WHERE {others} ORDER BY utility, id LIMIT ?"
                 db.execute(f"DELETE FROM task WHERE id IN ({oldest})", (json.dumps(names), excess))
+            self._store.summarise(f"task_id IN {LISTED}", [row[0] for row in left])
 
     def _fresh(self, tasks: Sequence[Task]) -> list[Task]:
         """Those of the tasks that are not stored, each once. Raises FalconError on one that may not be."""
@@ -150,6 +151,7 @@ class LongTermMemory:
                         FROM episode WHERE task IN {LISTED}) WHERE place > {KEPT})""",
                 (json.dumps(sorted(ids.values())),),
             )
+            self._store.summarise(f"t.id IN {LISTED}", sorted(ids.values()))
 
     def _must_be_evicted(self, db: sqlite3.Connection, task_id: str) -> None:
         """Passes over a task that is not there when tasks have gone; raises FalconError when none has."""
@@ -201,6 +203,7 @@ class LongTermMemory:
         with self._store.transaction(write=False):  # what is found must still be there when it is described
             index, own = self._search.sync(), self._lookup(tasks, "id")
             places = np.searchsorted(index.keys[:, 0], [i for (i,) in own.values()])
+            places = places[places < len(index)]  # in a damaged file there may be tasks that the index cannot know
             vectors = dict(zip(index.keys[places, 1].tolist(), index.rows(places), strict=True))
             missing = {h: t.prompt for t, h in zip(tasks, hashes, strict=True) if h not in vectors}
             vectors |= zip(missing, self.encode(list(missing.values())), strict=True)

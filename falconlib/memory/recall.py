@@ -5,6 +5,7 @@ Cosine, the top 8, re-ranked by utility; the frequent errors for R_lt. Writes no
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,7 +16,7 @@ import numpy as np
 
 from falconlib.errors import FalconError
 from falconlib.memory._faiss import VectorIndex
-from falconlib.memory.store import BEST_FIRST, LISTED, Store
+from falconlib.memory.store import LISTED, Store
 
 TOP = 8  # [ours] candidates by cosine, before utility re-ranks them
 SPARE = 4  # [ours] rows fetched beyond them: the query itself, one to tell a tie by, and two that may not be shown
@@ -65,7 +66,7 @@ class Searcher:
 
     def nearest(self, vectors: np.ndarray, own: Sequence, hashes: Sequence, k: int) -> list[list[tuple[int, float, float]]]:
         """(id, similarity, utility) of the k best rows per query. own, hashes: id and text hash of the query (None: none)."""
-        if k < 1:
+        if not isinstance(k, int) or k < 1:
             raise FalconError(f"{k} tasks cannot be recalled", "give k of at least 1")
         index, wanted, chosen = self.sync(), max(TOP, k), []
         first = min(wanted + SPARE, WIDEST)
@@ -111,17 +112,13 @@ class Searcher:
         return ranks
 
     def describe(self, chosen: list[list[tuple[int, float, float]]]) -> list[Recall]:
-        """Joins descriptions, best verified programs and error classes to the chosen rows."""
+        """Joins the summaries to the chosen rows. Raises FalconError on one that is damaged."""
         ids = sorted({i for row in chosen for i, _, _ in row})
-        best = f"SELECT code FROM episode WHERE verified AND task = t.id ORDER BY {BEST_FIRST} LIMIT 1"
-        known = self.store.rows(f"SELECT id, task_id, description, ({best}) FROM task AS t WHERE id IN {LISTED}", ids)
-        tasks = {i: texts for i, *texts in known}
-        errors: dict[int, list[tuple[str, int, str]]] = {i: [] for i in ids}
-        # a plain wrong answer ("fail") is no class of error: marking it frequent would punish every wrong answer near it
-        failed = f"NOT verified AND error_class <> 'fail' AND task IN {LISTED}"  # max(id) picks the row that gives the message
-        classes = f"SELECT task, error_class, sum(count) AS n, message, max(id) FROM episode WHERE {failed} GROUP BY 1, 2"
-        for i, *error, _ in self.store.rows(f"{classes} ORDER BY n DESC, error_class", ids):
-            errors[i].append(tuple(error))
+        rows = {i: told for i, *told in self.store.rows(f"SELECT * FROM summary WHERE task IN {LISTED}", ids)}
+        try:  # the most frequent class of error first
+            errors = {i: sorted(map(tuple, json.loads(rows[i][-1])), key=lambda error: (-error[1], error[0])) for i in ids}
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise self.store.damaged("the summary of a task is damaged") from error
         recalls = []
         for row in chosen:
             total: Counter[str] = Counter()
@@ -129,7 +126,7 @@ class Searcher:
             for i, similarity, utility in row:
                 for name, count, _ in errors[i]:
                     total[name] += count
-                (task_id, description, code), often = tasks[i], tuple(error for error in errors[i] if error[1] >= 2)
+                (task_id, description, code, _), often = rows[i], tuple(error for error in errors[i] if error[1] >= 2)
                 neighbours.append(Neighbour(task_id, similarity, utility, description, code, often))
             recalls.append(Recall(tuple(neighbours), frozenset(name for name, count in total.items() if count >= 2)))
         return recalls
@@ -142,6 +139,7 @@ class Searcher:
             self.reset()
             self._version = version
         if self.index is None:
+            self.store.warm()
             self.index = self.load() or VectorIndex(self.dim, self.flat_limit)
             self._saved = len(self.index)
         last = int(self.index.keys[-1, 0]) if len(self.index) else 0
@@ -163,13 +161,13 @@ class Searcher:
         with self.store.transaction(write=False):
             table = self.store.keys(last)
             places = np.searchsorted(index.keys[:, 0], table[:, 0])
-            some = table[:: max(1, len(table) // 16), 0]
-            sql = f"SELECT embedding FROM task WHERE id IN {LISTED} ORDER BY id"
-            stored = self.store.matrix([blob for (blob,) in self.store.rows(sql, some.tolist())], self.dim)
+            some = table[:: max(1, len(table) // 16), 0].tolist()
+            stored = dict(self.store.rows(f"SELECT id, embedding FROM task WHERE id IN {LISTED}", some))
             reused = self.store.last() < last  # after a restore: rows to come would have ids that the index knows
         if reused or len(index) > (1 + GHOSTS) * len(table) or not np.array_equal(index.keys[places], table):
             return None
-        return index if index.holds(some, stored) else None
+        same = index.holds(np.array(list(stored), np.int64), self.store.matrix(list(stored.values()), self.dim))
+        return index if same else None
 
     def save(self) -> None:
         """Writes the index file if it has changed. Raises FalconError on a full disk; nothing is lost then."""

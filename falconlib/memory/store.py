@@ -13,7 +13,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import quote
@@ -23,7 +23,7 @@ import numpy as np
 from falconlib.errors import FalconError
 from falconlib.files import write_ahead
 
-APPLICATION, VERSION = 0xFA1C0, 1  # written into the file's header: whose file, which schema
+APPLICATION, VERSION = 0xFA1C0, 2  # written into the file's header: whose file, which schema
 SCHEMA = (
     "CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     """CREATE TABLE task(id INTEGER PRIMARY KEY AUTOINCREMENT, task_id TEXT NOT NULL UNIQUE, text_hash INTEGER NOT NULL,
@@ -35,18 +35,26 @@ SCHEMA = (
        ast_hash TEXT NOT NULL, verified INTEGER NOT NULL, source TEXT NOT NULL, code TEXT NOT NULL, count INTEGER NOT NULL,
        status TEXT NOT NULL, error_class TEXT NOT NULL, message TEXT NOT NULL, feedback TEXT NOT NULL, reward REAL,
        step INTEGER, rollout INTEGER, run_id TEXT NOT NULL, created REAL, UNIQUE(task, ast_hash))""",
-    # Recall reads one program and the failures' messages of each task, not the rows of all its programs.
-    "CREATE INDEX episode_best ON episode(task, source = 'gold' DESC, reward DESC, length(code), id) WHERE verified",
-    "CREATE INDEX episode_error ON episode(task, error_class, count, message, verified) WHERE NOT verified",
+    # All that recall tells of a task in one small row, so that a neighbour costs it one page. Derived: see `summarise`.
+    """CREATE TABLE summary(task INTEGER PRIMARY KEY REFERENCES task(id) ON DELETE CASCADE, task_id TEXT NOT NULL,
+       description TEXT NOT NULL, code TEXT, errors TEXT NOT NULL)""",
 )
 # What the contents are made of. Left out: ids (only their order counts), run_id and created (where and when, not what).
 TASK_COLUMNS = "task_id, text_hash, utility, dataset, split, family, description, tests, embedding"
 EPISODE_COLUMNS = "ast_hash, verified, source, code, count, status, error_class, message, feedback, reward, step, rollout"
 # Gold first (checked by the data set's authors), then the better rewarded, the shorter, the older.
 BEST_FIRST = "source = 'gold' DESC, reward DESC, length(code), episode.id"
+# The rows of `summary`: the best verified program; per class of error (class, count, latest message: max(id) picks its row). A
+# plain wrong answer ("fail") is no class of error: marking it frequent would punish every wrong answer near it.
+SUMMARY = f"""SELECT t.id, task_id, description,
+    (SELECT code FROM episode WHERE verified AND task = t.id ORDER BY {BEST_FIRST} LIMIT 1),
+    (SELECT json_group_array(json_array(error_class, n, message)) FROM
+        (SELECT error_class, sum(count) AS n, message, max(id) FROM episode
+         WHERE NOT verified AND error_class <> 'fail' AND task = t.id GROUP BY error_class)) FROM task AS t"""
 
 PRIVATE = ".{}.private-"  # how the folders begin in which a file is made before it takes its name
 SIDE = ("", "-wal", "-shm", "-journal", ".faiss", ".faiss.json")  # endings of the files that belong to a memory
+WARM = 100_000  # [ours] tasks whose names and summaries are read at the start: about 50 MB, which the cache can hold
 WAIT = 60  # seconds for which another process may hold the file
 LISTED = "(SELECT value FROM json_each(?))"  # `x IN {LISTED}` with a list as its value: any number of them
 
@@ -77,16 +85,18 @@ class Store:
             except OSError as error:
                 raise FalconError(f"memory {self.path}: its folder cannot be made: {error}", "choose another path") from error
             return sqlite3.connect(self.path, timeout=WAIT, isolation_level=None)
-        uri = f"file:{quote(os.fsencode(self.path))}?mode=ro"
-        db = sqlite3.connect(uri, uri=True, timeout=WAIT, isolation_level=None)
+        # Only who may write takes away, at the end, what SQLite makes beside the file. What others left there is not touched.
+        uri = f"file:{quote(os.fsencode(self.path))}?mode="
+        db = sqlite3.connect(uri + ("ro" if unfinished(self.path) else "rw"), uri=True, timeout=WAIT, isolation_level=None)
         try:
             db.execute("PRAGMA application_id").fetchone()
         except sqlite3.DatabaseError as error:
             db.close()
             # Where no file beside it can be made, a WAL file opens only as immutable: safe while nothing unfinished lies there.
-            if "locked" in str(error) or any(side.stat().st_size for side in beside(self.path)):
+            if "locked" in str(error) or unfinished(self.path):
                 raise
-            db = sqlite3.connect(f"{uri}&immutable=1", uri=True, isolation_level=None)
+            db = sqlite3.connect(f"{uri}ro&immutable=1", uri=True, isolation_level=None)
+        db.execute("PRAGMA query_only = ON")
         return db
 
     def _prepare(self, meta: dict[str, str] | None) -> None:
@@ -103,7 +113,8 @@ class Store:
             raise FalconError(f"{self.path} is an SQLite file of another program", "give another path; it was left as it is")
         schema = self.number("user_version")
         if schema != VERSION:
-            raise FalconError(f"memory {self.path} has schema {schema}, {VERSION} is expected", "use the falconlib that wrote it")
+            remedy = self._mend() if schema < VERSION else "use the falconlib that wrote it"
+            raise FalconError(f"memory {self.path} has schema {schema}, {VERSION} is expected", remedy)
         if not self.read_only:
             self.db.execute("PRAGMA synchronous = FULL")
 
@@ -144,12 +155,12 @@ class Store:
 
         write=False: all reads of the block see one state of the file, whatever others write; inside another one it is part of it.
         """
-        if write:
-            self._writable()
-        elif self.db.in_transaction:
-            yield self.db
-            return
         with self.guard():
+            if write:
+                self._writable()
+            elif self.db.in_transaction:
+                yield self.db
+                return
             self.db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
             try:
                 yield self.db
@@ -163,6 +174,15 @@ class Store:
         """All rows of a query. A list value belongs to a LISTED."""
         with self.guard():
             return self.db.execute(sql, [json.dumps(v) if isinstance(v, list) else v for v in values]).fetchall()
+
+    def summarise(self, which: str, *values: object) -> None:
+        """Makes the summaries of the tasks t with the condition `which` again, inside the transaction that changed their data."""
+        self.rows(f"REPLACE INTO summary {SUMMARY} WHERE {which}", *values)
+
+    def warm(self) -> None:
+        """Reads that of which recall needs single rows into SQLite's cache, in order: a batch would wait for a hundred pages."""
+        for table, column in (("task", "task_id"), ("summary", "task")):
+            self.rows(f"SELECT count({column}) FROM (SELECT {column} FROM {table} LIMIT {WARM})")
 
     def vectors(self, after: int, dim: int, chunk: int = 20_000) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(keys int64 [n, 2], embeddings float32 [n, dim]) of the tasks with id > after, in order of id, chunk by chunk."""
@@ -212,14 +232,8 @@ class Store:
             "SELECT error_class, sum(count) AS n FROM episode WHERE NOT verified GROUP BY error_class ORDER BY n DESC, 1"
         )
         counts = {"tasks": tasks, "gold": 0, "own": 0, "failed": 0, **dict(kinds)}
-        utility = {"mean": mean, "min": low, "max": high}
-        return {
-            "embedder": self.meta["embedder"],
-            **counts,
-            "errors": dict(errors),
-            "utility": utility,
-            "file_mb": megabytes(self.path, Path(f"{self.path}-wal")),
-        }
+        told = {"errors": dict(errors), "utility": {"mean": mean, "min": low, "max": high}}
+        return {"embedder": self.meta["embedder"], **counts, **told, "file_mb": megabytes(self.path, Path(f"{self.path}-wal"))}
 
     def copy_to(self, path: Path) -> None:
         """An exact copy as one file, made while others may write; replaces `path` atomically. Raises FalconError when that is a
@@ -275,6 +289,13 @@ def whole_meta(meta: object, path: Path | str) -> dict[str, str]:
 def beside(path: Path) -> list[Path]:
     """What SQLite has left beside a file: of a process that has it open, or was killed."""
     return [side for end in ("-wal", "-journal") if (side := Path(f"{os.path.realpath(path)}{end}")).exists()]
+
+
+def unfinished(path: Path) -> bool:
+    """Whether anything that SQLite would replay lies beside a file."""
+    with suppress(FileNotFoundError):  # gone since we looked
+        return any(side.stat().st_size for side in beside(path))
+    return False
 
 
 def megabytes(*paths: Path) -> float | None:

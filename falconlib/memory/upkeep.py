@@ -19,10 +19,10 @@ import numpy as np
 
 from falconlib.errors import FalconError
 from falconlib.memory._faiss import read
-from falconlib.memory.digest import program_hash, text_hash
+from falconlib.memory.digest import clean, program_hash, text_hash
 from falconlib.memory.embed import Embedder
 from falconlib.memory.long_term import LongTermMemory
-from falconlib.memory.store import EPISODE_COLUMNS, PRIVATE, SCHEMA, SIDE, TASK_COLUMNS, Store, beside, whole_meta
+from falconlib.memory.store import EPISODE_COLUMNS, PRIVATE, SCHEMA, SIDE, SUMMARY, TASK_COLUMNS, Store, beside, whole_meta
 from falconlib.records import Feedback, from_json
 
 TASK, EPISODE = f"id, {TASK_COLUMNS}", f"id, task, {EPISODE_COLUMNS}, run_id, created"
@@ -62,7 +62,11 @@ def _damage(path: Path) -> list[str]:
             there = {sql for (sql,) in store.rows("SELECT sql FROM sqlite_master")}
             lines += [f"{sql.partition('(')[0][7:]} is missing or altered" for sql in SCHEMA if sql not in there]
             wrong = [row[0] for row in store.rows(f"SELECT {EPISODE} FROM episode") if _mended(row) != row]
-            return lines + [f"program {i} is damaged, or another version of Python stored it" for i in wrong]
+            lines += [f"program {i} is damaged, or another version of Python stored it" for i in wrong]
+            if not lines:  # else the summaries cannot be made, or are made again anyway
+                stale = store.rows(f"SELECT task_id FROM ({SUMMARY} EXCEPT SELECT * FROM summary)")
+                lines = [f"the summary of task {name!r} is damaged" for (name,) in stale]
+            return lines
     except FalconError as error:
         if "--repair" not in error.remedy:
             raise  # missing, or no memory at all: nothing of ours to be mended
@@ -73,7 +77,8 @@ def _mended(row: tuple) -> tuple | None:
     """A row of EPISODE with its hash made again, and None for a number that is none; None without a program or feedback."""
     values = dict(zip(EPISODE.split(", "), row, strict=True))
     try:
-        from_json(Feedback, values["feedback"])
+        told = from_json(Feedback, values["feedback"])
+        values |= {name: clean(getattr(told, name)) for name in ("status", "error_class", "message")}
         values["ast_hash"] = program_hash(values["code"])
     except (FalconError, TypeError, AttributeError):
         return None
@@ -137,6 +142,7 @@ def _salvage(path: Path) -> str:
                 meta = dict(source.execute("SELECT key, value FROM meta"))
                 with closing(Store(fresh, meta)) as target, target.transaction() as db:
                     lost = sum(not _copy(row, table, db) for table in TABLES for row in _rows(source, table))
+                    target.summarise("TRUE")
             os.link(path, old)  # from here on there is a whole file at every moment
             Path(f"{path}-shm").unlink(missing_ok=True)  # holds nothing of its own
             if Path(f"{path}-wal").exists():
@@ -214,7 +220,10 @@ def export(memory: LongTermMemory, path: Path | str) -> None:
     columns = [f"t.{c}" for c in TASK.split(", ")] + [f"e.{c}" for c in EPISODE.split(", ")]
     rows = memory._store.rows(f"SELECT {', '.join(columns)} FROM task t LEFT JOIN episode e ON e.task = t.id ORDER BY t.id, e.id")
     values = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)
-    table = pyarrow.table({name: list(column) for name, column in zip(COLUMNS, values, strict=True)})
+    try:
+        table = pyarrow.table({name: list(column) for name, column in zip(COLUMNS, values, strict=True)})
+    except pyarrow.ArrowException as error:
+        raise memory._store.damaged(f"a value cannot be exported: {error}") from error
     with _new_file(path, memory.path) as temporary:
         parquet.write_table(
             table.replace_schema_metadata({"falconlib": json.dumps(memory._store.meta)}), temporary, compression="zstd"
@@ -241,5 +250,6 @@ def import_export(source: Path | str, path: Path | str) -> None:
         with closing(Store(temporary, meta)) as store, store.transaction() as db:
             for name, columns, values in (("task", TASK, list(tasks.values())), ("episode", EPISODE, episodes)):
                 db.executemany(f"INSERT INTO {name}({columns}) VALUES ({', '.join('?' * len(columns.split(', ')))})", values)
+            store.summarise("TRUE")
         if found := verify(temporary):
             raise FalconError(f"{source} holds a damaged memory: {found[0]}", "export it again, from a sound one")
