@@ -16,19 +16,18 @@
 # # 00 · Start here: the whole method on two tasks
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/falcon/blob/main/notebooks/00_start_here.ipynb)
+# [All symbols](https://github.com/OWNER/falcon/blob/main/notebooks/glossary.md)
 #
 # **Question.** What does FALCON do with one task, from its description to a changed model?
 #
-# **Reads** the committed task set `basics` and the profile's model.
-# **Writes** `00_start_here/rewards.svg`, `.png`, `.csv`.
+# **Reads** the committed task set `basics` and the profile's model. **Writes** `00_start_here/rewards.svg`, `.png`, `.csv`.
 #
 # **Run time**, profile `quick`: about a minute on 2 CPU cores, most of it sampling and the two backward passes. On one GPU:
 # seconds, after the model is loaded.
 #
 # The method in one line (the paper is arXiv 2410.21349): *recall, write, test, judge, reward, adapt to the task, write again,
-# learn,
-# remember.* Each of these words is one cell below, and each cell calls the very function that training calls. The notebooks
-# 01 to 05 take the parts one by one; 06 trains.
+# learn, remember.* Each of these words is one cell below, and each cell calls the very function that training calls. The
+# notebooks 01 to 05 take the parts one by one; 06 trains.
 
 # %%
 # On your own machine this cell does nothing. On Colab it fetches the repository and what is missing, never torch or numpy.
@@ -59,6 +58,7 @@ from falconlib.memory import LongTermMemory, ShortTermMemory
 from falconlib.policy.models import load_policy
 from falconlib.policy.states import embedder_for
 from falconlib.reporting import figures, start
+from falconlib.reporting.overview import PARTS, overview, where_we_are
 from falconlib.reporting.tables import markdown
 from falconlib.rollout import Conductor
 from falconlib.sandbox import Sandbox, program_for
@@ -75,14 +75,19 @@ overrides: dict = {}  # settings that differ from the profile's, by dotted name
 stage = start("00_start_here", {"profile": profile, "results": results, "overrides": overrides})
 config = override(stage.profile, {"train.group": 8, "inner.support": 4})  # 4 programs per task before adapting, 4 after
 print(f"profile {config.name}, model {config.model.name}, writes to {stage.key}/")
+parts = pd.DataFrame([(name, part[-1]) for name, part in PARTS.items()], columns=["part", "notebooks"])
+stage.save_figure(overview("00"), f"{stage.key}/overview", parts)
+where_we_are("00")
 
 # %% [markdown]
+# *Figure: the method; filled, what this notebook is about. Thin arrows: the way of a program; dashed: the inner loop of one
+# task; thick: the outer loop over all tasks; dotted: long-term memory. Small numbers: the notebooks that treat a part.*
+#
 # ## By hand first: from tests to a lesson
 #
-# A program that fails gets part of the credit: with the share $\rho$ of hidden tests passed, $R_{unit} = -0.3 + 1.3\rho$.
-# Half of
-# the tests: $-0.3 + 0.65 = 0.35$. A reward alone teaches nothing; it is compared with the mean of the *other* programs for the
-# same task. One pass among four, the rest 0: the pass stands 1 above the others, each of the rest $0 - \tfrac13$ below.
+# A program that fails gets part of the credit: with the share $\rho$ of hidden tests passed, $R_{unit} = -0.3 + 1.3\rho$. Half
+# of the tests: $-0.3 + 0.65 = 0.35$. A reward alone teaches nothing; it is compared with the mean of the *other* programs for
+# the same task. One pass among four, the rest 0: the pass stands 1 above the others, each of the rest $0 - \tfrac13$ below.
 
 # %%
 half_right = -0.3 + 1.3 * 0.5  # R_unit = -0.3 + 1.3 rho
@@ -106,8 +111,8 @@ for task in tasks:
 # %% [markdown]
 # ## The parts: model, sandbox, judge, two memories
 #
-# The **long-term memory** starts with the training tasks and their reference programs; the **short-term memory** is empty. The
-# **conductor** is the only one that touches them. `MRLF` holds the two learning steps.
+# The **long-term memory** $M_L$ starts with the training tasks and their reference programs; the **short-term memory** $M_S$ is
+# empty. The **conductor** is the only one that touches them. `MRLF` holds the two learning steps.
 
 # %%
 policy = load_policy(config.model, config.lora, seed=0)  # base frozen; LoRA adapters theta = (A, B), B = 0 at first
@@ -125,10 +130,9 @@ print(f"{policy.name} on {policy.device}, {sum(p.numel() for p in run.parameters
 # %% [markdown]
 # ## Recall, and the prompt
 #
-# Memory looks for the training tasks whose descriptions are most similar (never the task itself) and puts one verified
-# program of
-# theirs before the question. Half of the first programs will see this text, half the plain prompt: the difference says
-# whether the memory helped.
+# Memory looks for the $n_{nb}$ training tasks whose descriptions are most similar (never the task itself) and puts one verified
+# program of theirs before the question. Half of the first programs will see this text, half the plain prompt: the difference
+# says whether the memory helped.
 
 # %%
 for task, recall in zip(tasks, conductor.recall(tasks), strict=True):
@@ -140,9 +144,8 @@ print("-" * 40, prompts.render(policy.tokenizer, tasks[0], text).text, sep="\n")
 # %% [markdown]
 # ## Write, test, judge, reward
 #
-# `collect` samples the **support** programs with $\theta$, runs each in the sandbox against all its tests, lets the judge
-# grade those
-# that load, and adds up
+# `collect` samples the **support** programs with $\theta$, runs each in the sandbox against all its tests, lets the judge grade
+# those that load, and adds up
 # $$R_i = R_{unit} + \min(1, 4.3/m)\,\bigl(\textstyle\sum_k w_k R_k + w_{lt} R_{lt}\bigr)$$
 # for $m$ tests. The small terms can order programs that the tests hold for equal; they can never overturn the tests.
 
@@ -154,7 +157,8 @@ def table(episodes):
         r = e.reward
         row = {"task": e.task_id, "sees memory": "yes" if e.memory_text else "no", "verdict": e.feedback.error_class or "pass"}
         row |= {"rho": e.feedback.pass_ratio, "R_unit": r.unit, "style": r.style, "complexity": r.complexity}
-        row |= {"instruction": r.instruction, "long term": r.long_term, "R": r.total, "a": a, "tokens": len(e.tokens)}
+        row |= {"instruction": r.instruction, "long term": r.long_term, "tokens": len(e.tokens)}
+        row |= {"R": r.total, "a": a}  # R_i = R_unit + min(1, 4.3 / m) (the small terms); a_i = R_i - mean of the others
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -163,8 +167,7 @@ support = conductor.collect(tasks, group="support", step=1, rollouts=range(4), m
 display(Markdown(markdown(table(support), 2)))
 
 # %% [markdown]
-# The last but one column is the advantage $a_i = R_i - \frac{1}{3}\sum_{j\ne i} R_j$, within the four programs of a task. One
-# of the
+# The last column is the advantage $a_i = R_i - \frac{1}{3}\sum_{j\ne i} R_j$, within the four programs of a task. One of the
 # programs, as the model wrote it, and its verdict test by test:
 
 # %%
@@ -180,9 +183,8 @@ display(Markdown(markdown(pd.DataFrame(verdicts)) if verdicts else f"No test ran
 # %% [markdown]
 # ## The inner step: adapt to the task
 #
-# Each task gets fast weights $\delta_x$ of its own on top of the shared $\theta$. One step of fixed length $\alpha$ against
-# the gradient of the task's
-# loss (its short-term memory, and the programs of its neighbours):
+# Each task gets fast weights $\delta_x$ of its own on top of the shared $\theta$. One step of fixed length $\alpha$ against the
+# gradient of the task's loss (its short-term memory, and the programs of its neighbours):
 # $$\delta_x = -\alpha\, g_x / \lVert g_x \rVert$$
 
 # %%
@@ -227,13 +229,13 @@ display(Image(filename=str(stage.path(f"{stage.key}/rewards.png")), metadata={"a
 #
 # $$L_{outer}(\theta) = \tfrac{K_s}{G} L_{pg}(S;\theta) + \tfrac{K_q}{G} L_{pg}(Q;\theta + \delta_x) + b_{sl}\,CE + b_{neg}
 # L_{negative}$$
-# The two policy-gradient terms learn from both halves, the cross-entropy $CE$ keeps what is verified, $L_{negative}$ pushes
-# away from
-# stored error lines. Then AdamW moves $\theta$, $\delta_x$ is thrown away, and both memories take the episodes in.
+# The two policy-gradient terms learn from both halves, the cross-entropy $CE$ ($L_{sl}$) keeps what is verified, $L_{negative}$
+# pushes away from stored error lines. Then AdamW moves $\theta$, $\delta_x$ is thrown away, and both memories take the
+# episodes in.
 
 # %%
 before = [p.detach().clone() for p in run.parameters]
-losses = run.update(1, tasks, tasks, support, query, adaptation)  # one process: its tasks are all tasks
+losses = run.update(1, tasks, tasks, support, query, adaptation)  # gradient of L_outer, then AdamW; one process has all tasks
 conductor.remember(support, query)
 moved = max(float((p.detach() - b).abs().max()) for p, b in zip(run.parameters, before, strict=True))
 print(", ".join(f"{name} = {value:.3f}" for name, value in losses.items() if isinstance(value, float)))
@@ -268,20 +270,31 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 #
 # <details><summary>Solution</summary>
 #
-# All $a_i$ are 0 (the mean of the others equals $R_i$), so short-term memory gives no gradient, error lines aside. What is
-# left is the cross-entropy on the
-# neighbours' programs, weighted by $\eta$; without long-term memory $g = 0$ and $\delta_x = 0$.
+# All $a_i$ are 0 (the mean of the others equals $R_i$), so short-term memory gives no gradient, error lines aside. What is left
+# is the cross-entropy on the neighbours' programs, weighted by $\eta$; without long-term memory $g = 0$ and $\delta_x = 0$.
+#
+# ```python
+# assert rewards.leave_one_out([-0.6] * 4) == [0.0] * 4
+# ```
 #
 # </details>
 #
 # 2. Switch the long-term memory off by building the conductor with `long_term=None` and run the cells again. Which columns of
-# the
-#    table change?
+#    the table change?
 #
 # <details><summary>Solution</summary>
 #
-# `sees memory` is "no" everywhere and `long term` is empty, which is not zero: the term does not exist. The programs
-# under the plain prompt stay the same ones, because every rollout draws from its own random stream.
+# `sees memory` is "no" everywhere and `long term` is empty, which is not zero: the term does not exist. The programs under the
+# plain prompt stay the same ones, because every rollout draws from its own random stream.
+#
+# ```python
+# # after the cells above
+# without = Conductor(policy, sandbox, StaticJudge(), config, seed=0, short_term=short)
+# again = without.collect(tasks, group="support", step=1, rollouts=range(4), memory_share=0.5)
+# assert not any(e.memory_text for e in again) and {e.reward.long_term for e in again} == {None}
+# plain = [i for i, e in enumerate(support) if not e.memory_text]
+# assert [again[i].tokens for i in plain] == [support[i].tokens for i in plain]
+# ```
 #
 # </details>
 

@@ -16,12 +16,12 @@
 # # 01 · Tasks: what is learnt from, what is measured on
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/falcon/blob/main/notebooks/01_tasks.ipynb)
+# [All symbols](https://github.com/OWNER/falcon/blob/main/notebooks/glossary.md)
 #
 # **Question.** What is a task, which tasks may be learnt from, and could an answer leak from the training tasks into the tests?
 #
-# **Reads** the committed set `basics`, HumanEval from its wheel, MBPP where `FALCON_DATA` or `data/` holds it.
-# **Writes** `tables/tasks.csv`, `01_tasks/families.*`, `01_tasks/difficulty.*`, `01_tasks/decontamination.csv`,
-# `01_tasks/leakage.*`.
+# **Reads** the committed set `basics`, HumanEval from its wheel, MBPP where `FALCON_DATA` or `data/` holds it. **Writes**
+# `tables/tasks.csv`, `01_tasks/families.*`, `01_tasks/difficulty.*`, `01_tasks/decontamination.csv`, `01_tasks/leakage.*`.
 #
 # **Run time**, every profile: seconds on 2 CPU cores. A GPU is not used.
 
@@ -54,6 +54,7 @@ from falconlib.files import read_json
 from falconlib.memory.embed import HashedTfidf
 from falconlib.prompts import user_message
 from falconlib.reporting import figures, start
+from falconlib.reporting.overview import where_we_are
 from falconlib.reporting.tables import markdown
 from falconlib.tasks import basics as basics_set
 from falconlib.tasks import fingerprint, load_tasks, visible_tests
@@ -69,14 +70,17 @@ overrides: dict = {}  # settings that differ from the profile's, by dotted name
 stage = start("01_tasks", {"profile": profile, "results": results, "overrides": overrides})
 settings = stage.profile.tasks
 print(f"profile {stage.profile.name} learns from {settings.train} and is measured on {settings.benchmarks}")
+where_we_are("01")
 
 # %% [markdown]
+# *Figure: the method; filled, what this notebook is about. Thin arrows: the way of a program; dashed: the inner loop of one
+# task; thick: the outer loop over all tasks; dotted: long-term memory. Small numbers: the notebooks that treat a part.*
+#
 # ## By hand first: when is a test task too close to a training task?
 #
 # Two descriptions share an *n-gram* when n words follow each other in both. "the sum of all numbers" and "the sum of all even
-# numbers" share, for n = 3: *the sum of*, *sum of all*. The first has three 3-grams, so the overlap is 2/3. The second
-# measure is
-# the cosine of two embeddings: 1 for the same text, about 0 for texts without a common word.
+# numbers" share, for n = 3: *the sum of*, *sum of all*. The first has three 3-grams, so the overlap is 2/3. The second measure
+# is the cosine of two embeddings: 1 for the same text, about 0 for texts without a common word.
 
 # %%
 first, second = ngrams("the sum of all numbers", 3), ngrams("the sum of all even numbers", 3)
@@ -113,8 +117,7 @@ print(f"{len(humaneval)} tasks, {with_examples} with usable examples in the docs
 # ## The sets and their splits
 #
 # Training, selection and measurement never share a task: weights and memory see `train`, choices are made on `validation`,
-# numbers are
-# reported on `test`. MBPP is not part of the repository; without its file the cell says so and goes on.
+# numbers are reported on `test`. MBPP is not part of the repository; without its file the cell says so and goes on.
 
 # %%
 sets = {"basics": basics, "humaneval": humaneval}
@@ -132,8 +135,7 @@ print("of these, this profile measures on:", measured)
 # ## Families
 #
 # A *family* is what meta-learning calls a distribution of tasks: strings, dates, matrices... Two families of `basics` have no
-# training task at
-# all, so that the test split asks for both near and far transfer.
+# training task at all, so that the test split asks for both near and far transfer.
 #
 # *Figure: tasks of `basics` per family; dark bars training, hatched bars held out (validation and test).*
 
@@ -154,8 +156,8 @@ display(Image(filename=str(stage.path(f"{stage.key}/families.png")), metadata={"
 print("families without a training task:", ", ".join(far))
 
 # %% [markdown]
-# *Meta-tasks.* The paper's inner loop takes one *problem* as a task: some of its rollouts adapt (support), the others are judged
-# (query). The other reading takes a *family*: different problems adapt and are judged, and no problem is in both parts.
+# *Meta-tasks.* The paper's inner loop takes one *problem* as a task: some of its rollouts adapt (support), the others are
+# judged (query). The other reading takes a *family*: different problems adapt and are judged, and no problem is in both parts.
 
 # %%
 train, draw = [t for t in basics if t.split == "train"], random.Random(settings.seed)
@@ -180,8 +182,8 @@ levels = levels.reindex(columns=names, fill_value=0).rename_axis("place").reset_
 with plt.rc_context(figures.STYLE):
     drawn, axis = plt.subplots(figsize=(7, 2.8))
 bottom = np.zeros(len(levels))
-for name, (colour, _) in figures.look(names).items():
-    axis.bar(levels["place"], levels[name], bottom=bottom, color=colour, label=name)
+for hatch, (name, (colour, _)) in zip(("", "//", "..", "xx"), figures.look(names).items(), strict=True):
+    axis.bar(levels["place"], levels[name], bottom=bottom, color=colour, hatch=hatch, edgecolor="white", label=name)
     bottom += levels[name]
 axis.set(xlabel="place in the family", ylabel="tasks", axisbelow=True)
 axis.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.2))
@@ -196,12 +198,9 @@ display(Markdown(" · ".join(f"{key}: {value}" for key, value in facts.items()))
 # ## Could an answer leak?
 #
 # For every task that is not trained on: its nearest training task by cosine, the share of its 4-grams that some training task
-# of the same set
-# contains, and whether its reference program is, names and layout aside, also the reference program of a training task (for
-# two-line
-# programs that happens by honest coincidence). A high cosine alone is no leak, "the largest number" and "the smallest number"
-# are neighbours; the memory holds back
-# everything above 0.97 during evaluation all the same.
+# of the same set contains, and whether its reference program is, names and layout aside, also the reference program of a
+# training task (for two-line programs that happens by honest coincidence). A high cosine alone is no leak, "the largest number"
+# and "the smallest number" are neighbours; the memory holds back everything above 0.97 during evaluation all the same.
 
 
 # %%
@@ -227,10 +226,10 @@ display(Markdown(markdown(closest, 2)))
 # %% [markdown]
 # ### What decontamination drops
 #
-# A training task leaks when it shares a run of 8 words with a held-out one, or a program of three lines or more (names aside), or
-# lies at cosine 0.9 or above. Every pair of training and held-out sets is compared. `basics` was written until nothing of it was
-# close to HumanEval or MBPP; its own splits share a phrase or two. MBPP repeats itself: train on it, and its test split is partly
-# known.
+# A training task leaks when it shares a run of 8 words with a held-out one, or a program of three lines or more (names aside),
+# or lies at cosine 0.9 or above. Every pair of training and held-out sets is compared. `basics` was written until nothing of it
+# was close to HumanEval or MBPP; its own splits share a phrase or two. MBPP repeats itself: train on it, and its test split is
+# partly known.
 
 # %%
 rows, dropped = [], {}
@@ -259,8 +258,7 @@ for role, name in (("measured on", pair["task"]), ("learnt from", pair["nearest"
 
 # %% [markdown]
 # *Figure: how close every held-out task comes to the nearest training task, per set; the dashed line is the bound above which
-# the memory
-# never recalls a neighbour while it is being evaluated.*
+# the memory never recalls a neighbour while it is being evaluated.*
 
 # %%
 from falconlib.memory.recall import NEAR
@@ -326,9 +324,18 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 #
 # <details><summary>Solution</summary>
 #
-# `ngrams(description(task), 2)` finds pairs such as *of the* or *a list*, which most descriptions of list tasks share. An overlap
-# becomes telling
-# when n is long enough that a chance match is unlikely.
+# `ngrams(description(task), 2)` finds pairs such as *of the* or *a list*, which most descriptions of list tasks share. An
+# overlap becomes telling when n is long enough that a chance match is unlikely.
+#
+# ```python
+# basics, shares = load_tasks("basics"), {}
+# for n in (2, 4):
+#     seen = set().union(*(ngrams(description(t), n) for t in basics if t.split == "train"))
+#     own = [ngrams(description(t), n) for t in basics if t.split == "test"]
+#     shares[n] = sum(len(grams & seen) / len(grams) for grams in own if grams) / len(own)
+# print({n: f"{share:.0%}" for n, share in shares.items()})
+# assert shares[2] > 3 * shares[4]
+# ```
 #
 # </details>
 #
@@ -337,8 +344,19 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 # <details><summary>Solution</summary>
 #
 # `load_tasks("my.jsonl")` accepts any such file, and `my.parquet` with the same columns. Tasks without a `split` belong to
-# "test": nothing is trained on unasked. The same path works as a task set of a profile, for example
-# `--set tasks.benchmarks=my.jsonl`.
+# "test": nothing is trained on unasked. The same path works as a task set of a profile, for example `--set
+# tasks.benchmarks=my.jsonl`.
+#
+# ```python
+# from pathlib import Path
+# from tempfile import TemporaryDirectory
+#
+# row = '{"task_id": "mine/1", "prompt": "Double n.", "tests": ["assert double(2) == 4"]}'
+# with TemporaryDirectory() as folder:
+#     Path(folder, "my.jsonl").write_text(row)
+#     (mine,) = load_tasks(f"{folder}/my.jsonl")
+# assert mine.split == "test"
+# ```
 #
 # </details>
 

@@ -16,19 +16,17 @@
 # # 02 · The sandbox: what tests tell, and how a program could cheat
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/falcon/blob/main/notebooks/02_sandbox.ipynb)
+# [All symbols](https://github.com/OWNER/falcon/blob/main/notebooks/glossary.md)
 #
 # **Question.** What do unit tests tell us, how could a program get their reward without doing the work, and why not here?
 #
-# **Reads** the committed task set `basics`.
-# **Writes** `tables/attacks.csv`, `02_sandbox/throughput.*`.
+# **Reads** the committed task set `basics`. **Writes** `tables/attacks.csv`, `02_sandbox/throughput.*`.
 #
 # **Run time**, every profile: some seconds on 2 CPU cores. A GPU is not used.
 #
 # Reinforcement learning finds every shortcut that its reward leaves open: models trained on "exit code 0 means passed" have
-# learnt to leave
-# with exit code 0. And the programs that a model writes are untrusted code. Two problems, two answers: walls around the
-# process, and a verdict that the
-# process cannot touch.
+# learnt to leave with exit code 0. And the programs that a model writes are untrusted code. Two problems, two answers: walls
+# around the process, and a verdict that the process cannot touch.
 
 # %%
 # On your own machine this cell does nothing. On Colab it fetches the repository and what is missing, never torch or numpy.
@@ -58,6 +56,7 @@ from IPython.display import Image, Markdown, display
 
 from falconlib.records import Program
 from falconlib.reporting import figures, start
+from falconlib.reporting.overview import where_we_are
 from falconlib.reporting.tables import markdown
 from falconlib.sandbox import Sandbox, program_for
 from falconlib.tasks import load_tasks
@@ -73,13 +72,16 @@ limits = replace(stage.profile.sandbox, cpu_s=min(0.5, stage.profile.sandbox.cpu
 sandbox = Sandbox(limits)
 stage.note(sandbox=sandbox.layers)
 print(f"limits: {limits.cpu_s} s of CPU, {limits.memory_mb} MB, {limits.output_kb} KB of output; tier {sandbox.tier}")
+where_we_are("02")
 
 # %% [markdown]
+# *Figure: the method; filled, what this notebook is about. Thin arrows: the way of a program; dashed: the inner loop of one
+# task; thick: the outer loop over all tasks; dotted: long-term memory. Small numbers: the notebooks that treat a part.*
+#
 # ## By hand first: one program, three tests
 #
-# The program below returns its argument unchanged instead of sorted. Before you read on: which of the three tests does it
-# pass? Only
-# the one whose list is sorted already, the empty one; so one of three, and the status is `fail`.
+# The program below returns its argument unchanged instead of sorted. Before you read on: which of the three tests does it pass?
+# Only the one whose list is sorted already, the empty one; so one of three, and the status is `fail`.
 
 # %%
 VALUES = ("assert ordered([3, 1, 2]) == [1, 2, 3]", "assert ordered([5, 4]) == [4, 5]", "assert ordered([]) == []")
@@ -92,10 +94,8 @@ display(Markdown(markdown(pd.DataFrame(rows))))
 # ## The six ways in which a program can end
 #
 # `pass` and `fail` come from the tests. The other four stop a program before: it does not parse, it raises, it runs out of
-# time, or
-# out of memory. The line is where the program broke: training uses it to place blame. (A seventh status, `infra_error`, says
-# that the
-# harness itself broke: no verdict, no reward.)
+# time, or out of memory. The line is where the program broke: training uses it to place blame. (A seventh status,
+# `infra_error`, says that the harness itself broke: no verdict, no reward.)
 
 # %%
 endings = {
@@ -122,10 +122,8 @@ display(Markdown(markdown(pd.DataFrame(rows).astype({"line": "Int64"}).astype(ob
 # ## A grader as they are often written
 #
 # Many published harnesses run `exec(program + tests)` in one process and call it a pass when nothing was raised, or when the
-# exit code
-# is 0. Here is such a grader. It executes untrusted code, so it is itself run as an untrusted program inside our sandbox,
-# never on
-# this machine.
+# exit code is 0. Here is such a grader. It executes untrusted code, so it is itself run as an untrusted program inside our
+# sandbox, never on this machine.
 
 # %%
 NAIVE = """
@@ -207,15 +205,14 @@ cheats |= {
 }
 
 # %% [markdown]
-# The last one needs no trick if all tests are shown; against it only hidden tests help, so the naive grader gets the shown
-# test alone.
+# The last one needs no trick if all tests are shown; against it only hidden tests help, so the naive grader gets the shown test
+# alone.
 #
 # ## Both graders, side by side
 #
 # In our sandbox program and tests never meet. The program runs in one process and only *answers calls*: arguments go in, plain
 # values come out. The asserts run in another process, on its own copies. Nobody's exit code is a verdict: a pass is one
-# positive
-# result for every test.
+# positive result for every test.
 
 # %%
 forged = []
@@ -273,8 +270,7 @@ display(Markdown(markdown(escaped.drop(columns="kind"))))
 # ## The walls of this machine
 #
 # Nothing here is assumed: at its start the sandbox tries each wall with a program that runs against it. *verified* means that
-# it held
-# just now, on this machine. Tier A has all of them; tier B, usual in containers and on Colab, has no namespaces.
+# it held just now, on this machine. Tier A has all of them; tier B, usual in containers and on Colab, has no namespaces.
 
 # %%
 walls = pd.DataFrame([{"layer": name, **facts} for name, facts in sandbox.layers.items()])
@@ -284,9 +280,8 @@ display(Markdown(markdown(walls.replace({True: "yes", False: "no"}))))
 # ## What it costs
 #
 # *Figure: programs per second by the share of programs that never end, with one worker process and with one per core. The
-# reference
-# programs of `basics` cost milliseconds; every endless loop costs the whole CPU limit. That is why limits are short, and why
-# programs that loop are scored late.*
+# reference programs of `basics` cost milliseconds; every endless loop costs the whole CPU limit. That is why limits are short,
+# and why programs that loop are scored late.*
 
 # %%
 tasks = load_tasks("basics", "train", limit=20)
@@ -338,13 +333,22 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 # ## Exercises
 #
 # 1. Write a cheat of your own into `cheats` and run the cells below it again. What would it have to control to be counted as
-# a pass?
+#    a pass?
 #
 # <details><summary>Solution</summary>
 #
-# The judge's process, which it cannot name, signal or read; or the values that it returns, and then it has to return the
-# right ones, which
-# is the task. A program that answers every test rightly *is* a pass: tests that are too few cannot be saved by any wall.
+# The judge's process, which it cannot name, signal or read; or the values that it returns, and then it has to return the right
+# ones, which is the task. A program that answers every test rightly *is* a pass: tests that are too few cannot be saved by any
+# wall.
+#
+# ```python
+# from falconlib.config import SandboxConfig
+#
+# mine = "class Yes(int):\n    __eq__ = lambda a, b: True\n    __hash__ = None\n\ndef double(n):\n    return Yes(n)\n"
+# with Sandbox(SandboxConfig()) as box:
+#     report = box.run(Program(mine, ("assert double(2) == 4",), "double"))
+# assert report.status == "fail"  # only its plain value comes out: 2
+# ```
 #
 # </details>
 #
@@ -354,6 +358,19 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 #
 # Where tier A is available, the attempts stay blocked without Landlock: namespaces and another user id stand behind it. Without
 # seccomp the sandbox refuses to start, since its own probe was not stopped: it fails closed, with an error that names the wall.
+#
+# ```python
+# # after the cells above
+# with Sandbox(limits, without=["landlock"]) as fewer:
+#     ran = [fewer.run(Program(probe.format(a), ("assert probe() != ''",), "probe")) for a in attempts.values()]
+# assert fewer.layers["user"]["verified"] is not True or {r.status for r in ran} == {"pass"}  # pass: an exception stopped it
+# try:
+#     Sandbox(limits, without=["seccomp"])
+# except Exception as refused:
+#     print(type(refused).__name__, str(refused)[:60])
+# else:
+#     raise AssertionError("it started without seccomp")
+# ```
 #
 # </details>
 

@@ -16,11 +16,11 @@
 # # 03 · Feedback and rewards: from a verdict to every token
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/falcon/blob/main/notebooks/03_feedback_and_rewards.ipynb)
+# [All symbols](https://github.com/OWNER/falcon/blob/main/notebooks/glossary.md)
 #
 # **Question.** How do a test report and a judge's grades become one number per token?
 #
-# **Reads** one task of the committed set `basics`.
-# **Writes** `figures/rewards.svg`, `.png`, `.csv`.
+# **Reads** one task of the committed set `basics`. **Writes** `figures/rewards.svg`, `.png`, `.csv`.
 #
 # **Run time**, every profile: some seconds on 2 CPU cores. A GPU is not used; no model is needed.
 #
@@ -56,6 +56,7 @@ from falconlib.feedback import error_token_mask, make_feedback
 from falconlib.judge import StaticJudge, static
 from falconlib.records import Feedback, Scores
 from falconlib.reporting import figures, start
+from falconlib.reporting.overview import where_we_are
 from falconlib.reporting.tables import markdown
 from falconlib.sandbox import Sandbox, program_for
 from falconlib.tasks import load_tasks
@@ -69,15 +70,17 @@ overrides: dict = {}  # settings that differ from the profile's, by dotted name
 stage = start("03_feedback_and_rewards", {"profile": profile, "results": results, "overrides": overrides})
 config = stage.profile.reward
 print(config)
+where_we_are("03")
 
 # %% [markdown]
+# *Figure: the method; filled, what this notebook is about. Thin arrows: the way of a program; dashed: the inner loop of one
+# task; thick: the outer loop over all tasks; dotted: long-term memory. Small numbers: the notebooks that treat a part.*
+#
 # ## By hand first
 #
 # A program that passes half of the hidden tests: $-0.3 + 1.3 \cdot 0.5 = 0.35$. One that raises: $-0.6$, whatever it passed.
-# The best
-# grade 2 of the judge: $(2 - 0.5)/1.5 = 1$; the worst, $-1$: $-1$. Two programs with rewards 1 and 0: each is compared with
-# the other,
-# $1 - 0 = 1$ and $0 - 1 = -1$.
+# The best grade 2 of the judge: $(2 - 0.5)/1.5 = 1$; the worst, $-1$: $-1$. Two programs with rewards 1 and 0: each is compared
+# with the other, $1 - 0 = 1$ and $0 - 1 = -1$.
 
 # %%
 half_right, raises = Feedback("fail", 0.5, tests=5), Feedback("runtime_error", 0.5, tests=5)
@@ -134,11 +137,9 @@ display(Markdown(markdown(grades.where(grades.notna(), None), 0)))
 # %% [markdown]
 # ## Report + grades = feedback
 #
-# $o$ = (status, share $\rho$ of the *hidden* tests passed, error class $k$, scope of the error, grades). The scope says how
-# far the blame
-# goes: **global** (cut off, endless: the whole program), **line** (a located error), **ignore** (a wrong answer has no line).
-# Grades of
-# a program that did not load are dropped: they are unknown, not bad.
+# $o$ = (status, share $\rho$ of the *hidden* tests passed, error class $k$, scope of the error, grades). The scope says how far
+# the blame goes: **global** (cut off, endless: the whole program), **line** (a located error), **ignore** (a wrong answer has
+# no line). Grades of a program that did not load are dropped: they are unknown, not bad.
 
 # %%
 scores = [found.scores if found else Scores() for found in findings]
@@ -160,8 +161,7 @@ display(Markdown(markdown(pd.DataFrame(rows), 2)))
 # \text{else}\end{cases}$$
 #
 # Suppose that long-term memory has seen `NameError` twice or more near this task. The components are added up with small
-# weights,
-# smaller still for many tests:
+# weights, smaller still for many tests:
 # $$R_i = R_{unit} + \min(1, 4.3/m)\,\bigl(w_s R_s + w_c R_c + w_i R_i + w_{lt} R_{lt}\bigr)$$
 
 # %%
@@ -195,10 +195,9 @@ display(Markdown(f"```python\n{inspect.getsource(rewards.compose)}```"))
 # %% [markdown]
 # ## Style never beats tests
 #
-# If good style could outweigh a test, the model would learn to write pretty programs that fail. So we try it: every
-# combination of grades and of $R_{lt}$, for 1 to
-# 20 tests, and compare each outcome with the next better one. The best-graded worse outcome must stay below the worst-graded
-# better one.
+# If good style could outweigh a test, the model would learn to write pretty programs that fail. So we try it: every combination
+# of grades and of $R_{lt}$, for 1 to 20 tests, and compare each outcome with the next better one. The best-graded worse outcome
+# must stay below the worst-graded better one.
 
 # %%
 grade_sets = [Scores(*g) for g in itertools.product((-1, 0, 1, 2), repeat=3)]
@@ -242,8 +241,7 @@ print({name: round(a, 3) for name, a in zip(programs, advantages, strict=True)},
 # ## Blame: which tokens?
 #
 # The mask $m_{it}$ marks the tokens of the error line (at most 30 % of a program), or all of them when the error concerns the
-# whole
-# program. A model's tokenizer would cut otherwise; here a token is a word or a sign.
+# whole program. A model's tokenizer would cut otherwise; here a token is a word or a sign.
 
 
 # %%
@@ -277,11 +275,9 @@ for name, a in zip(programs, advantages, strict=True):
 # %% [markdown]
 # ## The landscape
 #
-# *Figure. Left: the reward of every outcome of a task with five tests; the dot is $R_{unit}$, the bar reaches from the worst
-# to the best
-# grades. The bars do not touch: tests decide, style only orders what they leave equal. Right: the advantage of each token of
-# our four
-# programs; a dip is the line term.*
+# *Figure. Left: the reward of every outcome of a task with five tests; the dot is $R_{unit}$, the bar reaches from the worst to
+# the best grades. The bars do not touch: tests decide, style only orders what they leave equal. Right: the advantage of each
+# token of our four programs; a dip is the line term.*
 
 # %%
 names = ["does not parse", "raises", *(f"{k} of 5" for k in range(5)), "pass"]
@@ -334,14 +330,27 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 # ## Exercises
 #
 # 1. Raise `w_style` to 0.4 (`overrides = {"reward.w_style": 0.4}`) and run again. What does falconlib say, why, and what would
-# a policy learn?
+#    a policy learn?
 #
 # <details><summary>Solution</summary>
 #
 # It refuses: the gap between outcomes would become negative ($2 (w_s + w_c + w_i) + w_{lt}$ must stay below 0.3, what a program
 # that runs is worth more than one that raises). A failing program with good style would then score above a program that passes
-# one test more: the policy learns to write well-formatted wrong answers, which is what a lint reward alone does.
-# `overrides = {"reward.ai": False}` switches the judge off altogether.
+# one test more: the policy learns to write well-formatted wrong answers, which is what a lint reward alone does. `overrides =
+# {"reward.ai": False}` switches the judge off altogether.
+#
+# ```python
+# from falconlib.config import load_profile
+# from falconlib.errors import FalconError
+#
+# try:
+#     load_profile("quick", {"reward.w_style": 0.4})
+# except FalconError as refused:
+#     print(refused.message)
+# else:
+#     raise AssertionError("it was not refused")
+# assert 2 * (0.4 + 0.04 + 0.04) + 0.05 > 0.3 and not load_profile("quick", {"reward.ai": False}).reward.ai
+# ```
 #
 # </details>
 #
@@ -350,8 +359,13 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 # <details><summary>Solution</summary>
 #
 # All $R_i$ are equal, so all $a_i$ are 0. The scope is global, so $m_{it} = 1$ everywhere and $A_{it} = -0.3 / 0.25 = -1.2$
-# (0.25 is the
-# floor of the normaliser): all tokens are pushed down. Without the floor a group of equals would divide by zero.
+# (0.25 is the floor of the normaliser): all tokens are pushed down. Without the floor a group of equals would divide by zero.
+#
+# ```python
+# assert rewards.leave_one_out([-1.0] * 4) == [0.0] * 4
+# pushed = rewards.token_advantages(0.0, (1, 1), True, 0.3, 0.25)  # a, mask, failed, rho_f, floor of the normaliser
+# assert all(math.isclose(value, -1.2) for value in pushed)
+# ```
 #
 # </details>
 

@@ -16,22 +16,20 @@
 # # 04 · Long-term memory: what is recalled, and does it help?
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/falcon/blob/main/notebooks/04_long_term_memory.ipynb)
+# [All symbols](https://github.com/OWNER/falcon/blob/main/notebooks/glossary.md)
 #
 # **Question.** Which tasks does memory recall for a new one, and does showing them help a model that was never trained to use
 # them?
 #
-# **Reads** the committed task set `basics`, the profile's model, untrained, and
-# the committed table `results/reference/memory_growth.csv`.
-# **Writes** `tables/retrieval.csv`, `04_long_term_memory/retrieval.*`, `growth.*`.
+# **Reads** the committed task set `basics`, the profile's model, untrained, and the committed table
+# `results/reference/memory_growth.csv`. **Writes** `tables/retrieval.csv`, `04_long_term_memory/retrieval.*`, `growth.*`.
 #
 # **Run time**, profile `quick`: about a minute on 2 CPU cores, mostly sampling; on one GPU: seconds, after the models are
 # loaded.
 #
 # Long-term memory keeps the training tasks, verified programs and frequent errors in one SQLite file; a FAISS index over the
-# descriptions is derived
-# from it. It acts in four places: as an example in the prompt, as programs to imitate in the inner step, as replay in the
-# outer step, and
-# as the reward term for errors it has seen before. Here we look at the first.
+# descriptions is derived from it. It acts in four places: as an example in the prompt, as programs to imitate in the inner
+# step, as replay in the outer step, and as the reward term for errors it has seen before. Here we look at the first.
 
 # %%
 # On your own machine this cell does nothing. On Colab it fetches the repository and what is missing, never torch or numpy.
@@ -70,6 +68,7 @@ from falconlib.policy.states import embedder_for, policy_states
 from falconlib.prompts import target_text
 from falconlib.records import Task
 from falconlib.reporting import figures, start
+from falconlib.reporting.overview import where_we_are
 from falconlib.reporting.run import REPO
 from falconlib.reporting.tables import markdown
 from falconlib.rollout import Conductor
@@ -86,14 +85,17 @@ stage = start("04_long_term_memory", {"profile": profile, "results": results, "o
 config = override(stage.profile, {"eval.max_new_tokens": min(96, stage.profile.eval.max_new_tokens)})  # basics are short
 folder = TemporaryDirectory()
 print(f"embedder {config.long_term.embedder!r}, {config.long_term.neighbours} neighbours, model {config.model.name}")
+where_we_are("04")
 
 # %% [markdown]
+# *Figure: the method; filled, what this notebook is about. Thin arrows: the way of a program; dashed: the inner loop of one
+# task; thick: the outer loop over all tasks; dotted: long-term memory. Small numbers: the notebooks that treat a part.*
+#
 # ## By hand first: a memory of three directions
 #
 # An embedder turns text into a vector of length 1; similarity is the cosine. Let the "texts" be directions on a compass: north
 # and north-east lie 45° apart, cosine $\sqrt{1/2} \approx 0.71$; north and east 90°, cosine 0. Asked for *north*, the memory
-# must return
-# north-east before east, and never north itself: otherwise it would hand out the solution of the very task.
+# must return north-east before east, and never north itself: otherwise it would hand out the solution of the very task.
 
 # %%
 DEGREES = {"north": 0, "north-east": 45, "east": 90}
@@ -116,10 +118,8 @@ print("north recalls", nearest)
 
 # %% [markdown]
 # Similar is not yet useful. Each task carries a *utility* $u$, moved by how much better programs with its text did than
-# programs without:
-# $u \leftarrow u + r\,(\text{effect} - u)$. Neighbours are ordered by cosine + $u$. With rate $r = 1$ and an effect of 1,
-# east gets $u = 1$,
-# and $0 + 1 > 0.71$: it comes first.
+# programs without: $u \leftarrow u + r\,(\text{effect} - u)$. Neighbours are ordered by cosine + $u$. With rate $r = 1$ and an
+# effect of 1, east gets $u = 1$, and $0 + 1 > 0.71$: it comes first.
 
 # %%
 toy.update_utility({"toy/east": 1.0}, rate=1.0)  # u <- u + r (effect - u)
@@ -131,9 +131,8 @@ print("after east has helped, north recalls", nearest)
 # %% [markdown]
 # ## The real memory
 #
-# All training tasks with their reference programs. A task of another split is refused. An embedder is anything with `encode`,
-# a name, a
-# dimension and a fingerprint; `Known` keeps what another embedder has computed, so that every text is encoded once.
+# All training tasks with their reference programs. A task of another split is refused. An embedder is anything with `encode`, a
+# name, a dimension and a fingerprint; `Known` keeps what another embedder has computed, so that every text is encoded once.
 
 
 # %%
@@ -192,8 +191,7 @@ display(Markdown(markdown(pd.DataFrame(rows), 2)))
 # Training tasks with a cosine above 0.97 to a held-out one are held back, whichever embedder measures it.
 #
 # Do neighbours belong to the same family? We ask for the held-out tasks whose family has training tasks. Guessing would be
-# right
-# once in as many times as there are families.
+# right once in as many times as there are families.
 
 # %%
 known.setdefault("hashed", Known(get_embedder("hashed"), texts))
@@ -226,9 +224,9 @@ retrieval = pd.DataFrame(rows)
 display(Markdown(markdown(retrieval, 2)))
 
 # %% [markdown]
-# Kin is not yet help. Does the recalled *program* make the right answer more likely? For every measured task: the
-# probability per token (geometric mean) of its reference program, behind the prompt that shows what this embedder recalls,
-# minus the same behind the plain prompt. Above zero, the text helps. (It is shown only where it fits into `prompt_tokens`.)
+# Kin is not yet help. Does the recalled *program* make the right answer more likely? For every measured task: the probability
+# per token (geometric mean) of its reference program, behind the prompt that shows what this embedder recalls, minus the same
+# behind the plain prompt. Above zero, the text helps. (It is shown only where it fits into `prompt_tokens`.)
 
 
 # %%
@@ -272,9 +270,8 @@ display(Markdown(markdown(gains, 3)))
 # %% [markdown]
 # ## A memory that grows
 #
-# *Figure: the share of queries whose first neighbour is of their family, against the number of training tasks in memory
-# (drawn at
-# random); the dashed line is guessing. The band is the 95 % interval of a share.*
+# *Figure: the share of queries whose first neighbour is of their family, against the number of training tasks in memory (drawn
+# at random); the dashed line is guessing. The band is the 95 % interval of a share.*
 
 # %%
 rows, order = [], np.random.default_rng(0).permutation(len(train))
@@ -325,9 +322,8 @@ print(f"passed: {scores['zero-shot'].sum():.0f} of {len(paired)} plain, {scores[
 print(f"difference {effect.value:+.3f}, 95 % interval [{effect.low:+.3f}, {effect.high:+.3f}] ({effect.method})")
 
 # %% [markdown]
-# The mean hides two groups: tasks that are solved *because of* the recalled program, and tasks that were solved without it
-# and are not any
-# more. Both shares come with their 95 % interval; every hurt task is listed, and three of the helped ones.
+# The mean hides two groups: tasks that are solved *because of* the recalled program, and tasks that were solved without it and
+# are not any more. Both shares come with their 95 % interval; every hurt task is listed, and three of the helped ones.
 
 # %%
 hurt = paired[(paired["zero-shot"] == "pass") & (paired["+LTM"] != "pass")]
@@ -343,12 +339,12 @@ for title, part in (("hurt", hurt), ("helped", helped)):
 # %% [markdown]
 # ## Does it stay fast?
 #
-# *Figure: time per query and size on disk against the number of tasks in memory.* Up to 50,000 tasks the search is exact; above,
-# it follows a graph (HNSW), and `found` is the share of the eight exact neighbours that it finds, for tasks like the stored
-# ones and (`found_unlike`) for queries like none of them. `ratio_vs_faiss` compares a whole recall with a bare search of the same
-# index. Among 1,000 tasks a search takes so little that the constant part of a recall (six SQL statements, joining what is
-# known) weighs as much as the search: that ratio swings from run to run and is not bounded. The bound of 1.3 is for 100,000. A
-# command of its own measures this, not the notebook:
+# *Figure: time per query and size on disk against the number of tasks in memory.* Up to 50,000 tasks the search is exact;
+# above, it follows a graph (HNSW), and `found` is the share of the eight exact neighbours that it finds, for tasks like the
+# stored ones and (`found_unlike`) for queries like none of them. `ratio_vs_faiss` compares a whole recall with a bare search of
+# the same index. Among 1,000 tasks a search takes so little that the constant part of a recall (five SQL statements, joining
+# what is known) weighs as much as the search: that ratio swings from run to run and is not bounded. The bound of 1.3 is for
+# 100,000. A command of its own measures this, not the notebook:
 #
 # ```
 # python benchmarks/memory.py --sizes 1000 10000 100000 1000000 --csv results/reference/memory_growth.csv
@@ -402,8 +398,13 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 # <details><summary>Solution</summary>
 #
 # A utility is learnt from few visits and is noisy; most tasks still have 0. The sum lets a well-proven neighbour overtake a
-# slightly
-# more similar one, without a single lucky visit deciding for ever.
+# slightly more similar one, without a single lucky visit deciding for ever.
+#
+# ```python
+# cosine, utility = {"proven": 0.8, "lucky": 0.6}, {"proven": 0.1, "lucky": 0.15}
+# assert max(utility, key=utility.get) == "lucky"
+# assert max(cosine, key=lambda name: cosine[name] + utility[name]) == "proven"
+# ```
 #
 # </details>
 #
@@ -411,9 +412,26 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 #
 # <details><summary>Solution</summary>
 #
-# `add_tasks` refuses every split but "train"; a task never recalls itself or another task with the same description; during
-# an evaluation
-# the blocklist holds back training tasks with a cosine above 0.97 to a measured one.
+# `add_tasks` refuses every split but "train"; a task never recalls itself or another task with the same description; during an
+# evaluation the blocklist holds back training tasks with a cosine above 0.97 to a measured one.
+#
+# ```python
+# from dataclasses import replace
+#
+# train = load_tasks("basics", "train")
+# copied = replace(train[0], task_id="test/1", split="test")
+# with TemporaryDirectory() as place, LongTermMemory(Path(place) / "memory.sqlite", get_embedder("hashed")) as memory:
+#     memory.add_tasks(train)
+#     try:
+#         memory.add_tasks([copied])
+#     except FalconError as refused:
+#         print(refused.message)
+#     else:
+#         raise AssertionError("a test task was stored")
+#     found = memory.recall([train[0], copied], 8)  # the task itself, and another one with its description
+#     assert not any(n.task_id == train[0].task_id for recall in found for n in recall.neighbours)
+#     assert train[0].task_id in memory.blocklist([copied])
+# ```
 #
 # </details>
 

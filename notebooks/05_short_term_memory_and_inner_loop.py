@@ -16,21 +16,19 @@
 # # 05 · Short-term memory and the inner loop
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/falcon/blob/main/notebooks/05_short_term_memory_and_inner_loop.ipynb)
+# [All symbols](https://github.com/OWNER/falcon/blob/main/notebooks/glossary.md)
 #
 # **Question.** What does one inner step change in the model, what one outer step, and what do they learn from?
 #
-# **Reads** the committed task set `basics` and the profile's model, untrained.
-# **Writes** `figures/inner_loop.svg`, `.png`, `.csv`.
+# **Reads** the committed task set `basics` and the profile's model, untrained. **Writes** `figures/inner_loop.svg`, `.png`,
+# `.csv`.
 #
 # **Run time**, profile `quick`: about a minute on 2 CPU cores, mostly sampling and two backward passes; on one GPU: seconds,
-# after
-# the model is loaded.
+# after the model is loaded.
 #
-# Two levels of learning. The *inner* step adapts the policy to one task, from what this very task has just shown; it is
-# thrown away
-# afterwards. The *outer* step changes the shared weights, so that all tasks start better. First on a toy with two numbers
-# instead of 135
-# million, then on the model.
+# Two levels of learning. The *inner* step adapts the policy to one task, from what this very task has just shown; it is thrown
+# away afterwards. The *outer* step changes the shared weights, so that all tasks start better. First on a toy with two numbers
+# instead of 135 million, then on the model.
 
 # %%
 # On your own machine this cell does nothing. On Colab it fetches the repository and what is missing, never torch or numpy.
@@ -47,9 +45,13 @@ if "google.colab" in sys.modules:
     runpy.run_path("notebooks/bootstrap.py")["prepare"](drive=False)  # True: finished results are copied to Google Drive
 
 # %%
+import importlib
+import os
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -63,6 +65,7 @@ from falconlib.memory import LongTermMemory, ShortTermMemory, get_embedder
 from falconlib.policy.fast_weights import FastWeights, normalised_step
 from falconlib.policy.models import load_policy
 from falconlib.reporting import figures, start
+from falconlib.reporting.overview import where_we_are
 from falconlib.reporting.tables import markdown
 from falconlib.rollout import Conductor
 from falconlib.sandbox import Sandbox
@@ -70,6 +73,7 @@ from falconlib.tasks import load_tasks
 from falconlib.training.advantages import sequence_advantages
 from falconlib.training.batches import collate, micro_batches, score_batch
 from falconlib.training.inner import Adaptation, inner_examples, inner_gradient
+from falconlib.training.losses import negative_loss, policy_gradient_loss
 from falconlib.training.mrlf import MRLF
 
 # %% tags=["parameters"]
@@ -81,14 +85,17 @@ overrides: dict = {}  # settings that differ from the profile's, by dotted name
 stage = start("05_short_term_memory_and_inner_loop", {"profile": profile, "results": results, "overrides": overrides})
 config = override(stage.profile, {"train.group": 6, "inner.support": 3})  # 3 programs per task and phase
 print(f"J = {config.inner.steps}, alpha = {config.inner.alpha}, eta = {config.inner.eta}, model {config.model.name}")
+where_we_are("05")
 
 # %% [markdown]
+# *Figure: the method; filled, what this notebook is about. Thin arrows: the way of a program; dashed: the inner loop of one
+# task; thick: the outer loop over all tasks; dotted: long-term memory. Small numbers: the notebooks that treat a part.*
+#
 # ## By hand first: a step of fixed length
 #
 # $$\delta = -\alpha\, g / \lVert g \rVert$$
 # For $g = (3, 4)$ the length is 5. With $\alpha = 1$: $\delta = -(3/5, 4/5) = (-0.6, -0.8)$. Where nothing is to be learnt,
-# $g = 0$,
-# nothing happens: $\delta = 0$, no division by zero.
+# $g = 0$, nothing happens: $\delta = 0$, no division by zero.
 
 # %%
 g = {"layer": torch.tensor([[[3.0, 4.0]], [[0.0, 0.0]]])}  # two tasks, one layer of shape 1 x 2
@@ -98,12 +105,32 @@ assert torch.allclose(delta["layer"][0, 0], torch.tensor([-0.6, -0.8])) and not 
 print("||g|| =", norm.tolist(), "delta =", [[round(float(d), 2) for d in row] for row in delta["layer"][:, 0]])
 
 # %% [markdown]
+# What is stepped along is the gradient of a loss. The policy-gradient loss multiplies each advantage $A$ by the ratio $r$ of
+# the token's probability now and when it was sampled, and clips what would go too far; the negative loss pushes an error token
+# of probability $p > 0.1$ away, but never without bound:
+# $$L_{pg} = -\tfrac1Z \textstyle\sum_{i,t} \min\bigl(r_{it} A_{it},\ \mathrm{clip}(r_{it}, 0.8, 1.28)\, A_{it}\bigr)
+# \qquad L_{negative} = -\tfrac1Z \textstyle\sum_t \log(1 - \min(p_t, 0.99))$$
+# A token that became 1.5 times as likely: praised ($A = 1$) it counts only 1.28, blamed ($A = -1$) in full. An error token with
+# $p = \tfrac12$ costs $-\log \tfrac12 = 0.69$.
+
+# %%
+now, train_config = torch.tensor([[1.5]]).log(), config.train  # log r, as log-probs with those of sampling at 0
+token = SimpleNamespace(old_logprobs=torch.zeros(1, 1), mask=torch.ones(1, 1))
+clips = (train_config.clip_low, train_config.clip_high)  # 0.2 and 0.28
+for a, by_hand in ((1.0, -1.28), (-1.0, 1.5)):
+    token.advantages = torch.tensor([[a]])
+    loss, cut = policy_gradient_loss(now, token, 1, *clips)  # L_pg = -(1/Z) sum min(r A, clip(r) A)
+    assert abs(float(loss) - by_hand) < 1e-6
+    print(f"A = {a:+.0f}: L_pg = {float(loss):+.2f}, tokens that the clip cut off: {int(cut)}")
+pushed = negative_loss(torch.tensor([[0.5]]).log(), token, 1)  # L_negative = -(1/Z) sum log(1 - p)
+assert abs(float(pushed) - 0.6931) < 1e-3
+
+# %% [markdown]
 # ## A toy with two parameters
 #
 # Each task $x$ has its own bowl $L_x(\theta) = \tfrac12 (\theta - c_x)^\top H_x (\theta - c_x)$; one is steep where the other
-# is flat.
-# What matters is the loss *after* the inner step,
-# $F(\theta) = \tfrac12 \sum_x L_x\bigl(\theta - \alpha\, g_x / \lVert g_x \rVert\bigr)$. Three ways to follow it:
+# is flat. What matters is the loss *after* the inner step, $F(\theta) = \tfrac12 \sum_x L_x\bigl(\theta - \alpha\, g_x / \lVert
+# g_x \rVert\bigr)$. Three ways to follow it:
 #
 # * **second order**: the exact gradient of $F$, through the inner step;
 # * **first order**: take the gradient at the adapted point and pretend that the step was a constant:
@@ -140,8 +167,7 @@ def after_adapting(theta):
 
 # %% [markdown]
 # Is the second-order gradient right? Finite differences of $F$ must give the same two numbers; the first-order ones differ,
-# that is
-# what it neglects.
+# that is what it neglects. Then 40 outer steps of each learner.
 
 # %%
 theta, eps = torch.tensor([0.5, 2.2]), 1e-5
@@ -153,8 +179,6 @@ angle = float(torch.rad2deg(torch.acos(torch.dot(exact, first) / (exact.norm() *
 for name, vector in (("finite differences", finite), ("second order", exact), ("first order", first)):
     print(f"{name:18} ({vector[0]:+.6f}, {vector[1]:+.6f})")
 print(f"the first-order gradient points {angle:.1f} degrees away")
-
-# %%
 ways, steps = ("second order", "first order", "no inner loop"), 40
 paths = {way: [theta] for way in ways}
 for way, path in paths.items():
@@ -167,16 +191,13 @@ for way in ways:
 
 # %% [markdown]
 # First order may end elsewhere than the exact gradient, and on this toy it does: what it neglects is how the direction of the
-# inner
-# step turns when $\theta$ moves. The model uses it all the same: its attention kernels have no second derivative, and it
-# costs no more
-# than plain learning.
+# inner step turns when $\theta$ moves. The model uses it all the same: its attention kernels have no second derivative, and it
+# costs no more than plain learning.
 #
 # ## The model: two visits to two tasks
 #
 # **Short-term memory** keeps the last episodes of each task *across visits*. We visit twice: what the first visit stored is
-# there in the
-# second. (The long-term memory gives neighbours' programs to imitate; here with the embedder that needs no model.)
+# there in the second. (The long-term memory gives neighbours' programs to imitate; here with the embedder that needs no model.)
 
 # %%
 train = load_tasks("basics", "train")
@@ -197,9 +218,8 @@ buffers = conductor.buffers(tasks, support)
 print([len(buffer) for buffer in buffers], f"episodes in the buffers, at most {short.size} per task")
 
 # %% [markdown]
-# The buffer of the first task. The advantage $a$ compares within the buffer: old and new episodes stand side by side, with
-# the log-probs
-# they were sampled with, so that the ratio $r$ of the policy-gradient loss corrects for the policy having moved.
+# The buffer of the first task. The advantage $a$ compares within the buffer: old and new episodes stand side by side, with the
+# log-probs they were sampled with, so that the ratio $r$ of the policy-gradient loss corrects for the policy having moved.
 
 # %%
 rows = []
@@ -216,8 +236,7 @@ display(Markdown(markdown(pd.DataFrame(rows), 2)))
 #
 # $$L_{in}(x;\delta) = L_{pg}^-(M_S(x);\theta+\delta) + \eta\, CE(\text{programs of the nearest tasks};\theta+\delta)$$
 # $L_{pg}^-$ damps negative advantages by 0.3, since what is pushed down moves faster than what is pulled up. One gradient per
-# task, all
-# tasks in one batch: each task's rows see only its own $\delta_x$, added to the low-rank layers by hooks.
+# task, all tasks in one batch: each task's rows see only its own $\delta_x$, added to the low-rank layers by hooks.
 
 # %%
 neighbours = conductor.neighbour_programs(tasks)
@@ -232,9 +251,8 @@ print(f"{len(own)} own programs, {len(imitated)} programs of neighbours; ||g|| p
 # %% [markdown]
 # ## How far is one step?
 #
-# We take the step with $\alpha$ = 0.05, 0.1 and 0.3 along the same gradient and score the very same programs again. At
-# $\delta = 0$ the
-# forward pass must reproduce the log-probs that sampling recorded: a check that both see the same policy.
+# We take the step with $\alpha$ = 0.05, 0.1 and 0.3 along the same gradient and score the very same programs again. At $\delta
+# = 0$ the forward pass must reproduce the log-probs that sampling recorded: a check that both see the same policy.
 
 
 # %%
@@ -277,8 +295,7 @@ display(Markdown(markdown(wide, 4)))
 # ## The outer step
 #
 # Query programs are sampled from $\theta + \delta_x$, and the gradient is taken *there*, with $\delta_x$ held fixed: what
-# reaches `lora_B` is the
-# first-order gradient of the toy. Then one AdamW step on $\theta$, and $\delta_x$ is gone.
+# reaches `lora_B` is the first-order gradient of the toy. Then one AdamW step on $\theta$, and $\delta_x$ is gone.
 
 # %%
 deltas, _ = normalised_step(fast.zeros(len(tasks)), gradient, config.inner.alpha)
@@ -313,10 +330,10 @@ by_visit = pd.DataFrame(rows).groupby("visit")["r per token"].mean()
 print(f"{len(buffer)} of at most {short.size} episodes; mean r by visit: {by_visit.round(4).to_dict()}")
 
 # %% [markdown]
-# *Figure. Left: the toy; contours of the loss after adapting, and the ways of the three learners (named in the middle) from
-# the same start. Middle: that
-# loss by outer step. Right: the model; how one inner step of length $\alpha$ moves the log-probability per token of praised
-# programs, of blamed ones, and of the neighbours' programs. Tokens that were likely already cannot rise much.*
+# *Figure. Left: the toy; contours of the loss after adapting, and the ways of the three learners (named in the middle) from the
+# same start. Middle: that loss by outer step. Right: the model; how one inner step of length $\alpha$ moves the log-probability
+# per token of praised programs, of blamed ones, and of the neighbours' programs. Tokens that were likely already cannot rise
+# much.*
 
 # %%
 rows = [{"panel": "toy loss", "series": way, "x": k, "y": value} for way in ways for k, value in enumerate(losses[way])]
@@ -353,6 +370,38 @@ alt += ", ".join(f"{losses[way][-1]:.2f} ({way})" for way in ways) + ". Right: c
 display(Image(filename=str(stage.path("figures/inner_loop.png")), metadata={"alt": alt}, width=1000))
 
 # %% [markdown]
+# *Figure: the toy at one outer step, with the inner steps drawn: from where a learner stands, a dotted line to where one inner
+# step takes it for each of the two tasks. In a live notebook a slider below it moves the outer step.*
+
+
+# %%
+def learner(left, right, way, step, colour, marker):
+    path = torch.stack(paths[way][: step + 1]).detach()
+    left.plot(*path.T, color=colour, marker=marker, markersize=9, markevery=[-1], linewidth=1)
+    for x in (0, 1):
+        there = adapted(path[-1].clone().requires_grad_(), x, way).detach()  # theta + delta_x
+        left.plot(*torch.stack([path[-1], there]).T, color=colour, linestyle=":", marker=".", linewidth=1.5)
+    right.plot(losses[way][: step + 1], color=colour, marker=marker, markersize=4, markevery=5, label=way)
+
+
+def toy(step):
+    with plt.rc_context(figures.STYLE):
+        shown, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+    left.contour(xs, ys, height, levels=12, colors="0.6", linewidths=0.8)
+    for way, (colour, marker) in figures.look(ways).items():
+        learner(left, right, way, step, colour, marker)
+    left.set(xlabel="$\\theta_1$", ylabel="$\\theta_2$", title=f"outer step {step}", xlim=(-0.5, 2.8), ylim=(-0.2, 2.6))
+    right.set(xlabel="outer step", title="loss after adapting", xlim=(-1, steps + 1), ylim=(0, 1.1 * losses[ways[0]][0]))
+    right.legend(frameon=False)
+    display(shown, metadata={"image/png": {"alt": f"The toy's learners at outer step {step}, with their inner steps."}})
+    plt.close(shown)
+
+
+toy(5)
+if not os.environ.get("FALCON_BATCH") and find_spec("ipywidgets"):  # not in a run of the graph
+    importlib.import_module("ipywidgets").interact(toy, step=(0, steps))
+
+# %% [markdown]
 # ## What we saw
 
 # %%
@@ -372,14 +421,26 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 # ## Exercises
 #
 # 1. Make the inner step of the toy plain gradient descent, `theta - 0.3 * gradient`. Does the second-order gradient become
-# more or less
-#    different from the first-order one?
+#    more or less different from the first-order one?
 #
 # <details><summary>Solution</summary>
 #
-# It is then $(I - 0.3 H_x)$ times the first-order one: the same direction where the bowl is flat, much shorter where it is
-# steep. With the
-# normalised step the difference depends on the place as well, since the length of the gradient enters.
+# More. It is then $(I - 0.3 H_x)$ times the first-order one: nearly the same along the flat axis of a bowl (times 0.91), a
+# tenth along the steep one (times 0.1), and the steep axes of the two bowls differ. With the normalised step the difference
+# depends on the place as well, since the length of the gradient enters.
+#
+# ```python
+# # after the cells above
+# here, firsts, seconds = torch.tensor([0.5, 2.2], dtype=centres.dtype), [], []
+# for x in (0, 1):
+#     end = here - 0.3 * steepness[x] * (here - centres[x])  # one plain inner step
+#     firsts.append(steepness[x] * (end - centres[x]))
+#     seconds.append((1 - 0.3 * steepness[x]) * firsts[-1])
+# one, two = sum(firsts), sum(seconds)
+# plain_angle = float(torch.rad2deg(torch.acos(one @ two / (one.norm() * two.norm()))))
+# print(f"{plain_angle:.0f} degrees apart, {angle:.1f} with the normalised step")
+# assert plain_angle > 10 * angle
+# ```
 #
 # </details>
 #
@@ -387,9 +448,14 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 #
 # <details><summary>Solution</summary>
 #
-# The buffers are empty, so only the cross-entropy on the neighbours' programs remains, and the line term is off as well,
-# since the lines come
-# from short-term memory: this is the ablation *minus STM*.
+# The buffers are empty, so only the cross-entropy on the neighbours' programs remains, and the line term is off as well, since
+# the lines come from short-term memory: this is the ablation *minus STM*.
+#
+# ```python
+# # after the cells above
+# left = inner_examples([[] for _ in tasks], positives, config)
+# assert len(left) == len(imitated) and not any(e.logprobs for e in left)  # no program of its own
+# ```
 #
 # </details>
 

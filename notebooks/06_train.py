@@ -16,17 +16,17 @@
 # # 06 · Train one arm, then sample its evaluation
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/falcon/blob/main/notebooks/06_train.ipynb)
+# [All symbols](https://github.com/OWNER/falcon/blob/main/notebooks/glossary.md)
 #
-# **Question.** What does one arm of the comparison learn from its own programs, step by step, and which programs does it
-# write afterwards on problems that it never trained on?
+# **Question.** What does one arm of the comparison learn from its own programs, step by step, and which programs does it write
+# afterwards on problems that it never trained on?
 #
 # **Reads** the task sets of the profile and, for reinforcement learning, `train/sft-s<seed>/adapter` (the SFT run of the same
-# seed).
-# **Writes** `train/<arm>-s<seed>/`: `metrics.jsonl`, `timings.jsonl`, checkpoints, `adapter/`, `memory.sqlite` (arms with a
-# long-term memory), `samples.jsonl.gz`, `samples-ltm.jsonl.gz`, `card.json`.
+# seed). **Writes** `train/<arm>-s<seed>/`: `metrics.jsonl`, `timings.jsonl`, checkpoints, `adapter/`, `memory.sqlite` (arms
+# with a long-term memory), `samples.jsonl.gz`, `samples-ltm.jsonl.gz`, `card.json`.
 #
-# **Run time** per arm, profile `quick`: 1 to 2 minutes on 2 CPU cores. Profile `small`: about half an hour on one GPU.
-# A run that was killed goes on from its last checkpoint.
+# **Run time** per arm, profile `quick`: 1 to 2 minutes on 2 CPU cores. Profile `small`: about half an hour on one GPU. A run
+# that was killed goes on from its last checkpoint.
 #
 # This notebook is a grid: `falconlib run` executes it once per arm and seed, each time with other values in the parameters
 # cell. To try one by hand: `papermill notebooks/06_train.ipynb out.ipynb -p arm grpo`.
@@ -51,7 +51,7 @@ from collections import Counter
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from IPython.display import Image, Markdown, display
+from IPython.display import HTML, Image, Markdown, display
 
 from falconlib import rewards
 from falconlib.evaluation.evaluate import benchmark_tasks, evaluate
@@ -60,9 +60,12 @@ from falconlib.evaluation.submissions import card_text
 from falconlib.files import JsonLines, read_json, write_json
 from falconlib.judge import StaticJudge
 from falconlib.memory.long_term import LongTermMemory
+from falconlib.records import Episode, from_dict
 from falconlib.reporting import figures, start
+from falconlib.reporting.overview import where_we_are
+from falconlib.reporting.programs import biographies, side_by_side
 from falconlib.sandbox import Sandbox
-from falconlib.tasks import fingerprints
+from falconlib.tasks import fingerprints, load_tasks
 from falconlib.training import run_arm
 from falconlib.training.arms import SETTINGS, configure
 
@@ -79,8 +82,12 @@ stage = start("06_train", parameters)
 config = configure(stage.profile, arm, seed)
 batch = bool(os.environ.get("FALCON_BATCH"))  # set by `falconlib run`: no progress bars in a log
 print(f"arm {arm!r}, seed {seed}, profile {profile!r}, writes to {stage.key}/")
+where_we_are("06")
 
 # %% [markdown]
+# *Figure: the method; filled, what this notebook is about. Thin arrows: the way of a program; dashed: the inner loop of one
+# task; thick: the outer loop over all tasks; dotted: long-term memory. Small numbers: the notebooks that treat a part.*
+#
 # ## By hand first: what an advantage is
 #
 # A policy cannot learn from a reward alone, only from a comparison. Three programs for the same task got the rewards 1, 0 and
@@ -88,8 +95,8 @@ print(f"arm {arm!r}, seed {seed}, profile {profile!r}, writes to {stage.key}/")
 #
 # $$a_i = R_i - \frac{1}{G-1}\sum_{j \ne i} R_j$$
 #
-# The first: $1 - \tfrac{0 + (-1)}{2} = 1.5$. The second is exactly as good as the mean of the others: 0. The third: -1.5.
-# They sum to zero: what one program gains, the others lose.
+# The first: $1 - \tfrac{0 + (-1)}{2} = 1.5$. The second is exactly as good as the mean of the others: 0. The third: -1.5. They
+# sum to zero: what one program gains, the others lose.
 
 # %%
 worked = rewards.leave_one_out([1.0, 0.0, -1.0])  # a_i = R_i - mean of the others
@@ -101,8 +108,8 @@ print("when all programs are alike nothing is learnt:", rewards.leave_one_out([-
 # ## What this arm is
 #
 # All arms share one loop, one sampler, one sandbox, one count of what they spend. An arm is only what it sets differently from
-# FALCON: mostly a weight of 0 or a switch that is off; its file in `falconlib/training/arms/` has the equation of its paper. The
-# table shows every such setting, FALCON's value beside this arm's.
+# FALCON: mostly a weight of 0 or a switch that is off; its file in `falconlib/training/arms/` has the equation of its paper.
+# The table shows every such setting, FALCON's value beside this arm's.
 
 # %%
 what, changed = SETTINGS[arm]
@@ -130,7 +137,8 @@ else:
 # 3. **inner step** (local level): $\delta_x = -\alpha\, g_x / \lVert g_x \rVert$ on the task's short-term memory;
 # 4. **query** rollouts with $\theta + \delta_x$;
 # 5. **outer step** (global level), with the deltas held fixed:
-#    $\tfrac{K_s}{G} L_{pg}(S;\theta) + \tfrac{K_q}{G} L_{pg}(Q;\theta + \delta_x) + b_{sl}\,CE + b_{neg} L_{negative}$;
+#    $\tfrac{K_s}{G} L_{pg}(S;\theta) + \tfrac{K_q}{G} L_{pg}(Q;\theta + \delta_x) + b_{sl}\,CE + b_{neg} L_{negative}$
+#    ($CE$ is $L_{sl}$);
 # 6. remember.
 #
 # Arms without an inner loop ($J = 0$) skip 3 and 4 and sample all $G$ rollouts with $\theta$.
@@ -147,7 +155,7 @@ def redraw(row: dict) -> None:
     seen.append({**row, "arm": arm, "seed": seed})
     if chart is not None:
         figure = figures.learning_curves(pd.DataFrame(seen), ["reward_unit", "pass_rate", "length"])
-        chart.update(figure)
+        chart.update(figure, metadata={"image/png": {"alt": f"Curves of arm {arm} up to step {row['step']}"}})
         plt.close(figure)
 
 
@@ -161,8 +169,8 @@ print(f"{policy.name} on {policy.device}: " + ", ".join(f"{value} {name}" for na
 # ## The curves of this run
 #
 # *Figure: one point per step. For reinforcement learning: the mean test reward $R_{unit}$ of the step's rollouts, the share
-# that passed, the mean length in tokens. For SFT: the cross-entropy. A few steps of a few rollouts each are noisy; never read
-# a trend from training reward alone, the graded reward first buys programs that run, not programs that are right.*
+# that passed, the mean length in tokens. For SFT: the cross-entropy. A few steps of a few rollouts each are noisy; never read a
+# trend from training reward alone, the graded reward first buys programs that run, not programs that are right.*
 
 # %%
 history = pd.DataFrame([{**row, "arm": arm, "seed": seed} for row in JsonLines(stage.folder / "metrics.jsonl").rows()])
@@ -212,6 +220,43 @@ timings = pd.DataFrame(JsonLines(stage.folder / "timings.jsonl").rows())
 if len(timings):
     spent = timings.drop(columns="step").sum()
     print("seconds:", ", ".join(f"{name} {value:.1f}" for name, value in spent.items()))
+
+# %% [markdown]
+# ## The biography of one task
+#
+# What the two memories know of the task whose programs fared most differently: what was given, what was written at each step
+# under which prompt, how it ended, and what long-term memory kept of it. `gold x 2`: the given program, which the policy wrote
+# once as well; `own x 1`: the policy's, seen once; empty: dropped. Of the query half only what was kept is known. Then: whose
+# prompts showed a program of this task, and which training tasks would recall it today.
+
+# %%
+states, lives = sorted(stage.folder.glob("checkpoints/step-*/state.json")), {}
+if (stage.folder / "memory.sqlite").is_file() and states:
+    rings = (read_json(states[-1])["short_term"] or {"tasks": []})["tasks"]
+    short = [from_dict(Episode, episode) for _, ring in rings for episode in ring]
+    learnt = {t.task_id: t for name in config.tasks.train for t in load_tasks(name, "train")}
+    with LongTermMemory(stage.folder / "memory.sqlite", read_only=True) as store:
+        lives = biographies(store, short, config.inner.support if config.inner.steps else config.train.group)
+        asking = [learnt[name] for name in sorted({name for name, *_ in store.positives(list(learnt))})]
+        recalls = store.recall(asking, config.long_term.neighbours)
+if lives:
+    hero = max(lives, key=lambda name: lives[name]["R"].max() - lives[name]["R"].min())
+    today = [t.task_id for t, r in zip(asking, recalls, strict=True) if hero in [n.task_id for n in r.neighbours]]
+    shown_to = sorted({f"{e.task_id} in step {e.step}" for e in short if hero in e.neighbours})
+    display(Markdown(f"**{hero}**: {learnt[hero].prompt}"))
+    display(lives[hero].drop(columns="code").style.hide(axis="index").format(precision=2, na_rep=""))
+    print("its programs were shown to:", ", ".join(shown_to) or "nobody that short-term memory still holds")
+    print(f"today {len(today)} of the {len(asking)} tasks in memory would recall it:", ", ".join(today[:5]) or "none")
+else:
+    print(f"{arm} keeps none of its programs in a long-term memory: nobody wrote a biography.")
+
+# %%
+if lives:
+    life = lives[hero].sort_values("R", na_position="first")
+    chosen = [life.iloc[k] for k in sorted({0, 1, len(life) - 1} & set(range(len(life))))]
+    heads = [f"{row['half']}: {row['verdict']}, R = {row['R']:.2f}".removesuffix(", R = nan") for row in chosen]
+    columns = list(zip(heads, [row["code"] for row in chosen], strict=True))
+    display(HTML(side_by_side("The given program, the policy's worst and its best:", columns)))
 
 # %% [markdown]
 # ## Evaluation on problems that were never trained on
@@ -325,6 +370,10 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 # Every $a_i$ is 0, so their policy gradient is 0 (only $L_{sl}$ and $L_{negative}$ act). `zero_variance` is the share of such
 # groups. The graded reward ($-0.3 + 1.3\rho$ for a share $\rho$ of passed tests) makes them rarer than a 0/1 reward would.
 #
+# ```python
+# assert all(abs(a) < 1e-12 for a in rewards.leave_one_out([-0.6, -0.6, -0.6]))
+# ```
+#
 # </details>
 #
 # 2. Run the arm `falcon-inner` with the same seed. Which columns become empty, and do the support rollouts of step 1 differ?
@@ -334,6 +383,13 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 # `inner_gain` and `inner_norm` are unknown without an inner loop. The random stream of a rollout is a hash of (seed, step,
 # task, rollout), so rollouts of step 1 that both arms sample under the same prompt are the same programs: switching one part
 # off cannot shift another part's randomness.
+#
+# ```python
+# from falconlib.reporting.run import REPO
+#
+# log = JsonLines(REPO / "results/reference/quick/ablations/train/falcon-inner-s0/metrics.jsonl")
+# assert {(row["inner_gain"], row["inner_norm"]) for row in log.rows()} == {(None, None)}
+# ```
 #
 # </details>
 

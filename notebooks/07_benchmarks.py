@@ -16,6 +16,7 @@
 # # 07 · Benchmarks: the main table, with its uncertainty
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/falcon/blob/main/notebooks/07_benchmarks.ipynb)
+# [All symbols](https://github.com/OWNER/falcon/blob/main/notebooks/glossary.md)
 #
 # **Question.** Which arms solve more held-out problems than the untrained model, and is any difference larger than chance?
 #
@@ -40,16 +41,20 @@ if "google.colab" in sys.modules:
 
 # %%
 import pandas as pd
-from IPython.display import Image, Markdown, display
+from IPython.display import HTML, Image, Markdown, display
 
+from falconlib.errors import FalconError
 from falconlib.evaluation.score import FILES
 from falconlib.evaluation.stats import pass_at_k, wilson
 from falconlib.evaluation.submissions import card_text
 from falconlib.files import read_json
 from falconlib.records import STATUSES
 from falconlib.reporting import figures, start
+from falconlib.reporting.overview import where_we_are
 from falconlib.reporting.pairs import pass_differences, planned_contrasts
+from falconlib.reporting.programs import side_by_side, verdict
 from falconlib.reporting.tables import main_table, metrics_table, mode_samples, plain, summary, training_runs
+from falconlib.tasks import load_tasks
 
 # %% tags=["parameters"]
 profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small, paper
@@ -58,19 +63,23 @@ overrides: dict = {}  # settings that differ from the profile's, by dotted name
 
 # %%
 stage = start("07_benchmarks", {"profile": profile, "results": results, "overrides": overrides})
+where_we_are("07")
 
 # %% [markdown]
+# *Figure: the method; filled, what this notebook is about. Thin arrows: the way of a program; dashed: the inner loop of one
+# task; thick: the outer loop over all tasks; dotted: long-term memory. Small numbers: the notebooks that treat a part.*
+#
 # ## By hand first: pass@k, and how sure we may be
 #
 # A problem got $n$ samples, $c$ of them pass. The chance that at least one of $k$ drawn samples passes is
 #
 # $$\text{pass@}k = 1 - \binom{n-c}{k} \Big/ \binom{n}{k}$$
 #
-# With $n = 4$ and $c = 1$: one draw finds the one good sample in 1 of 4 cases; of the 6 pairs, 3 hold it; four draws take
-# them all.
+# With $n = 4$ and $c = 1$: one draw finds the one good sample in 1 of 4 cases; of the 6 pairs, 3 hold it; four draws take them
+# all.
 #
-# And when 0 of 16 problems are solved, the rate is *not* known to be zero: Wilson's interval reaches up to
-# $z^2/(n + z^2) = 3.84/19.84 \approx 0.19$.
+# And when 0 of 16 problems are solved, the rate is *not* known to be zero: Wilson's interval reaches up to $z^2/(n + z^2) =
+# 3.84/19.84 \approx 0.19$.
 
 # %%
 by_hand = [pass_at_k(4, 1, k) for k in (1, 2, 4)]  # pass@k = 1 - C(n - c, k) / C(n, k)
@@ -102,7 +111,7 @@ for name, card in cards.items():
     assert not odd, f"{name} was evaluated with other {', '.join(odd)} than {first}: run its stage again"
 print("arms and seeds:", ", ".join(cards))
 if stage.from_reference:
-    print("These runs were not made here: they are the committed reference results.")
+    print(f"These runs were not made here: they are the committed reference results of profile {train.parent.name}.")
 
 # %% [markdown]
 # ### The evaluation card
@@ -117,8 +126,8 @@ print(card_text(cards[first] | {"model": cards[first]["model"] + "; the other ar
 #
 # Percent of problems solved, with 95 % intervals. `zero-shot` and `+LTM` (retrieved text in the prompt) are different modes and
 # stay apart. The CSV also holds every seed's value and what each arm cost: sampled completions, executed programs, trained
-# tokens, seconds, configurations tried; and two further ways to count the same samples: MBPP on the two asserts that the
-# prompt does not show, and each benchmark without the problems whose nearest training task (01) has a cosine above 0.9.
+# tokens, seconds, configurations tried; and two further ways to count the same samples: MBPP on the two asserts that the prompt
+# does not show, and each benchmark without the problems whose nearest training task (01) has a cosine above 0.9.
 
 # %%
 main = main_table(train, draws=stage.profile.eval.bootstrap)
@@ -139,8 +148,8 @@ display(Image(filename=str(stage.path("figures/pass_at_k.png")), metadata={"alt"
 
 # %% [markdown]
 # *Figure: share of problems solved by each arm (pass@1 where samples were drawn, else greedy); bars are 95 % intervals, modes
-# differ by marker and colour. Overlapping intervals of arms that met the same problems say little: the paired differences
-# below are the sharper comparison.*
+# differ by marker and colour. Overlapping intervals of arms that met the same problems say little: the paired differences below
+# are the sharper comparison.*
 #
 # ## How the programs ended: time-outs counted apart
 #
@@ -160,8 +169,8 @@ display(outcomes.style.hide(axis="index"))
 # ## Error classes before and after
 #
 # Zero-shot programs that did not pass, by exception class (or `fail` for a wrong answer), in percent of the arm's programs.
-# Training that buys programs which *run* moves weight from the upper rows of this table to `fail`, without solving one
-# problem more.
+# Training that buys programs which *run* moves weight from the upper rows of this table to `fail`, without solving one problem
+# more.
 
 # %%
 failed = ends[(ends["mode"] == "zero-shot") & (ends["status"] != "pass")]
@@ -173,6 +182,58 @@ stage.save_table(errors.reset_index(), "tables/errors")
 display(errors.head(12).style.format("{:.0%}"))
 
 # %% [markdown]
+# ## Gallery: the same problem before and after training
+#
+# Greedy programs of the first seed (where none was decoded greedily: the first sample). A problem is *gained* by an arm that
+# solves it when the first column's arm does not, *lost* the other way round. The table shows the problems on which the verdicts
+# differ; below it some of them as code, with all there is: what was gained, what was lost, what stayed.
+
+
+# %%
+def one_each(arm):
+    """task id -> its greedy program of the first seed, else its first sample."""
+    ordered = sorted(samples[arm, "zero-shot"][0], key=lambda s: (s.greedy, -s.index))
+    return {s.task_id: s for s in ordered}
+
+
+programs = {arm: one_each(arm) for arm in runs}
+before = "base" if "base" in runs else next(iter(runs))
+after = "falcon" if "falcon" in runs else list(runs)[-1]
+verdicts = {arm: {task: verdict(s.status, s.error_class) for task, s in own.items()} for arm, own in programs.items()}
+grid = pd.DataFrame(verdicts, index=list(programs[before])).dropna()
+differs = grid[grid.nunique(axis=1) > 1]
+display(differs.head(12))
+passes = grid.apply(lambda column: column.str.startswith("✓"))
+gained = {arm: int((passes[arm] & ~passes[before]).sum()) for arm in runs if arm != before}
+lost = {arm: int((passes[before] & ~passes[arm]).sum()) for arm in gained}
+print(f"{len(differs)} of {len(grid)} problems have different verdicts, {min(len(differs), 12)} of them are shown")
+display(pd.DataFrame({"gained": gained, "lost": lost}).rename_axis(f"against {before}"))
+
+# %%
+groups = {
+    f"gained: solved by {after} only": passes[after] & ~passes[before],
+    f"lost: solved by {before} only": passes[before] & ~passes[after],
+    "solved by both": passes[before] & passes[after],
+    "solved by neither, failing in another way": ~passes[before] & ~passes[after] & (grid[before] != grid[after]),
+}
+try:
+    words = {t.task_id: t.prompt for name in main["benchmark"].unique() if "(" not in name for t in load_tasks(name)}
+except FalconError as missing:  # a task set that is not part of the repository
+    words = {}
+    print(f"The descriptions are left out: {missing.message}")
+for title, which in groups.items():
+    chosen = grid.index[which][:2]
+    display(Markdown(f"**{title}**: {int(which.sum())} of {len(grid)} problems" + ("" if len(chosen) else ", none to show")))
+    for task in chosen:
+        both = [(f"{arm}: {grid[arm][task]}", programs[arm][task].code) for arm in (before, after)]
+        same = " (the same program, letter for letter)" if both[0][1] == both[1][1] else ""
+        about = "" if task.startswith("HumanEval") else f": {words.get(task, '')}"  # there the program holds it
+        display(HTML(side_by_side(f"{task}{about}{same}", both)))
+
+# %% [markdown]
+# *Table: programs before and after, their verdict above them (✓ passes all tests, ✗ does not, ? no verdict). With a handful of
+# changes the gallery says what kind of programs these models write, not which arm is better: for that, see below.*
+#
 # ## Paired differences
 #
 # Every arm against the untrained model, FALCON against every other arm (the paper's claim), and `+LTM` against the same arm
@@ -180,9 +241,8 @@ display(errors.head(12).style.format("{:.0%}"))
 # with several seeds: seeds, then problems). Many comparisons are made at once: `p_holm` is adjusted for that (Holm).
 
 # %%
-against = "base" if "base" in runs else next(iter(runs))
-pairs = {f"{arm} - {against}": (samples[arm, "zero-shot"], samples[against, "zero-shot"]) for arm in runs if arm != against}
-for arm in [a for a in runs if "falcon" in runs and a not in (against, "falcon")]:
+pairs = {f"{arm} - {before}": (samples[arm, "zero-shot"], samples[before, "zero-shot"]) for arm in runs if arm != before}
+for arm in [a for a in runs if "falcon" in runs and a not in (before, "falcon")]:
     pairs[f"falcon - {arm}"] = (samples["falcon", "zero-shot"], samples[arm, "zero-shot"])
 for arm, mode in samples:
     if mode != "zero-shot":
@@ -192,7 +252,7 @@ stage.save_table(paired, "tables/paired")
 shown = paired[paired["metric"] == headline]
 shown = shown.assign(comparison=shown["comparison"] + ", " + shown["benchmark"])
 stage.save_figure(figures.paired_differences(shown), "figures/paired", shown)
-alt = f"Differences to {against} in the share of solved problems with 95 % intervals, one line per arm and benchmark"
+alt = f"Differences to {before} in the share of solved problems with 95 % intervals, one line per arm and benchmark"
 display(Image(filename=str(stage.path("figures/paired.png")), metadata={"alt": alt}, width=760))
 display(paired.style.hide(axis="index").format(precision=3, na_rep=""))
 
@@ -203,9 +263,9 @@ display(paired.style.hide(axis="index").format(precision=3, na_rep=""))
 # ## The planned contrasts
 #
 # These five were written down before any run: FALCON against GRPO, RLTF, RFT, itself without the inner loop, itself without
-# long-term memory. All contrasts and benchmarks of one metric are one family for Holm's adjustment, and an arm that was not
-# run still counts in it. `detectable` says what a study of this size *could* find: the true difference that 80 % of such
-# studies (these seeds, problems, samples) would call significant. A smaller one is neither shown nor ruled out.
+# long-term memory. All contrasts and benchmarks of one metric are one family for Holm's adjustment, and an arm that was not run
+# still counts in it. `detectable` says what a study of this size *could* find: the true difference that 80 % of such studies
+# (these seeds, problems, samples) would call significant. A smaller one is neither shown nor ruled out.
 
 # %%
 contrasts = planned_contrasts({arm: samples[arm, "zero-shot"] for arm in runs}, draws=stage.profile.eval.bootstrap)
@@ -232,8 +292,8 @@ else:
 
 # %% [markdown]
 # *Figure: means over each step's rollouts, on training tasks, one line per arm (thin lines and a band when there are several
-# seeds). The same $R_{unit}$ is shown for all arms, since their total rewards hold different terms.
-# Arms that sample the same programs lie on one another: GRPO and RLTF begin with the same adapter and the same random streams.*
+# seeds). The same $R_{unit}$ is shown for all arms, since their total rewards hold different terms. Arms that sample the same
+# programs lie on one another: GRPO and RLTF begin with the same adapter and the same random streams.*
 #
 # ## What we saw
 
@@ -257,8 +317,10 @@ lines.append(f"{len(sure)} of {int(contrasts['p'].notna().sum())} planned contra
 if contrasts["detectable"].notna().any():
     small = contrasts[contrasts["metric"] == headline]["detectable"].dropna()
     lines.append(f"a true difference needs {small.min():.1%} to {small.max():.1%} to be found here ({headline}, power 80 %)")
-lost, late = int(outcomes["infra_error"].sum()), int(outcomes["timeout"].sum())
-lines.append(f"{late} of {len(ends)} programs timed out, {lost} got no verdict")
+if after in gained:
+    lines.append(f"gallery: {after} gains {gained[after]} and loses {lost[after]} of {len(grid)} problems against {before}")
+broken, late = int(outcomes["infra_error"].sum()), int(outcomes["timeout"].sum())
+lines.append(f"{late} of {len(ends)} programs timed out, {broken} got no verdict")
 display(Markdown("\n".join(f"* {line}" for line in lines)))
 
 # %% [markdown]
@@ -270,8 +332,23 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 # <details><summary>Solution</summary>
 #
 # The bootstrap draws 16 problems with replacement. With $d$ problems gained, a draw holds none of them with probability $(1 -
-# d/16)^{16}$; the lower bound leaves 0 when that is below 2.5 %: $d = 3$ gives 3.6 %, $d = 4$ gives 1.0 %. So four problems,
-# 25 points. Differences of a few points need hundreds of problems and several seeds.
+# d/16)^{16}$; the lower bound leaves 0 when that is below 2.5 %: $d = 3$ gives 3.6 %, $d = 4$ gives 1.0 %. So four problems, 25
+# points. The exact p-value is stricter: $2 \cdot 2^{-d}$, so that $p < 0.05$ takes six. Differences of a few points need
+# hundreds of problems and several seeds.
+#
+# ```python
+# import numpy as np
+#
+# from falconlib.evaluation.stats import paired_difference
+#
+# lows, ps = {}, {}
+# for d in range(1, 8):
+#     gained, none = np.array([[1.0] * d + [0.0] * (16 - d)]), np.zeros((1, 16))
+#     found = paired_difference(gained, none, 10000, np.random.default_rng(0))
+#     lows[d], ps[d] = found.low, found.p
+# assert min(d for d in lows if lows[d] > 0) == 4 and min(d for d in ps if ps[d] < 0.05) == 6
+# assert (1 - 3 / 16) ** 16 > 0.025 > (1 - 4 / 16) ** 16
+# ```
 #
 # </details>
 #
@@ -281,6 +358,11 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 #
 # It says nothing about the program. If the harness breaks more often for one arm (longer programs, more memory), counting its
 # breakage as failures turns a property of the machine into a difference between arms. It is left out on both sides and counted.
+#
+# ```python
+# solved, failed, broken = 4, 10, 2  # of 16 problems
+# assert solved / (solved + failed) > solved / (solved + failed + broken)  # 29 % became 25 % without any program changing
+# ```
 #
 # </details>
 

@@ -16,14 +16,15 @@
 # # 08 · Ablations: one switch off at a time
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/falcon/blob/main/notebooks/08_ablations.ipynb)
+# [All symbols](https://github.com/OWNER/falcon/blob/main/notebooks/glossary.md)
 #
 # **Question.** Which part of FALCON does the work: the long-term memory, the short-term memory, the inner loop, the AI
 # feedback, the error line, or the supervised term?
 #
-# **Reads** the runs of the ablation arms. Training them again costs more than all other arms together, so when this run did
-# not train them, this notebook plots **committed logs** (`results/reference/<profile>/ablations/`) and prints the command
-# that made them; where there are none, it shows the arms that did run, and says so.
-# **Writes** `tables/ablations.csv`, `figures/ablations`, `figures/ablation_curves`.
+# **Reads** the runs of the ablation arms. Training them again costs more than all other arms together, so when this run did not
+# train them, this notebook plots **committed logs** (`results/reference/<profile>/ablations/`) and prints the command that made
+# them; where there are none, it shows the arms that did run, and says so. **Writes** `tables/ablations.csv`,
+# `figures/ablations`, `figures/ablation_curves`.
 #
 # **Run time**: about 10 seconds on CPU with any profile; no GPU, no model. It reads files only.
 
@@ -50,6 +51,7 @@ from falconlib.evaluation.stats import holm
 from falconlib.evaluation.submissions import card_text
 from falconlib.files import read_json
 from falconlib.reporting import figures, start
+from falconlib.reporting.overview import where_we_are
 from falconlib.reporting.pairs import pass_differences
 from falconlib.reporting.run import reference_roots
 from falconlib.reporting.tables import metrics_table, training_runs
@@ -62,8 +64,12 @@ overrides: dict = {}  # settings that differ from the profile's, by dotted name
 
 # %%
 stage = start("08_ablations", {"profile": profile, "results": results, "overrides": overrides})
+where_we_are("08")
 
 # %% [markdown]
+# *Figure: the method; filled, what this notebook is about. Thin arrows: the way of a program; dashed: the inner loop of one
+# task; thick: the outer loop over all tasks; dotted: long-term memory. Small numbers: the notebooks that treat a part.*
+#
 # ## By hand first: many comparisons at once
 #
 # Six switches are six comparisons, and one in twenty "succeeds" at $p < 0.05$ by luck alone. Holm's adjustment orders the $m$
@@ -72,8 +78,8 @@ stage = start("08_ablations", {"profile": profile, "results": results, "override
 #
 # $$\tilde p_{(i)} = \max_{j \le i} \min\bigl(1, (m - j + 1)\, p_{(j)}\bigr)$$
 #
-# For 0.01, 0.04, 0.03: $3 \times 0.01 = 0.03$; then $2 \times 0.03 = 0.06$; then $1 \times 0.04$, which may not be below
-# 0.06. Only one of three survives.
+# For 0.01, 0.04, 0.03: $3 \times 0.01 = 0.03$; then $2 \times 0.03 = 0.06$; then $1 \times 0.04$, which may not be below 0.06.
+# Only one of three survives.
 
 # %%
 adjusted = holm([0.01, 0.04, 0.03])  # p~_(i) = max over j <= i of (m - j + 1) p_(j)
@@ -95,18 +101,22 @@ display(table.style.set_caption("setting of the ablation; empty: as in FALCON"))
 # %% [markdown]
 # ## Where the runs come from
 #
-# First choice: this run trained every ablation arm of the profile. Else the committed logs. Else the arms of the grid.
+# First choice: this run trained FALCON and at least one ablation of it. Else the committed logs, else the committed results of
+# this profile. Else the arms of the grid, which are no ablation.
+
 
 # %%
-wanted, seeds = stage.profile.ablations, stage.profile.seeds
-own, logs = stage.root / "train", reference_roots(stage.profile.name)[0] / "ablations"
-missing = [arm for arm in wanted for s in seeds if not (own / f"{arm}-s{s}" / "manifest.json").is_file()]
-if not missing:
-    train, source = own, "this run"
-elif (logs / "train").is_dir():
-    train, source = logs / "train", "committed logs"
-else:
-    train, source = stage.find(f"train/{stage.profile.arms[0]}-s{seeds[0]}").parent, "arms of the grid"
+def ablated(train):
+    """The arms falcon and falcon-... that are complete in this folder; none unless both kinds are there."""
+    arms = {path.parent.name.rpartition("-s")[0] for path in train.glob("falcon*-s*/manifest.json")}
+    return arms if "falcon" in arms and len(arms) > 1 else set()
+
+
+wanted, seeds, logs = stage.profile.ablations, stage.profile.seeds, reference_roots(stage.profile.name)[0] / "ablations"
+places = {"this run": stage.root / "train", "committed logs": logs / "train", "committed results": logs.parent / "train"}
+source = next((name for name, place in places.items() if ablated(place)), "arms of the grid")
+train = places.get(source) or stage.find(f"train/{stage.profile.arms[0]}-s{seeds[0]}").parent
+missing = [arm for arm in wanted if arm not in ablated(train)]
 found = training_runs(train)
 if source == "arms of the grid":
     trained = [arm for arm in found if SETTINGS[arm][1] is not None]
@@ -123,14 +133,19 @@ print(f"source: {source}; arms: {', '.join(found)}")
 facts = [read_json(folder / "run.json") for folders in found.values() for folder in folders]
 commands, steps = {run["command"] for run in facts}, {run["config"]["train"]["steps"] for run in facts}
 again = f"falconlib run --profile {profile} --only 06 --set arms={','.join(['falcon', *switches])}"
+elsewhere = (
+    "**These runs were not made here.** The curves and numbers below are read from files committed to the repository, made "
+)
+elsewhere += f"by `{'`, `'.join(sorted(commands))}`."
 says = {
-    "this run": "Every ablation arm of the profile was trained by this run.",
-    "committed logs": "**These runs were not made here.** The curves and numbers below are read from logs committed to the "
-    f"repository, made by `{'`, `'.join(sorted(commands))}`.",
-    "arms of the grid": f"**This is no ablation.** Not trained in this run: {', '.join(dict.fromkeys(missing))}; there are no "
-    "committed logs. What follows compares the arms that did run, so that the notebook can be read; it says nothing about "
-    "FALCON's parts.",
+    "this run": "The ablation arms below were trained by this run.",
+    "committed logs": elsewhere,
+    "committed results": elsewhere,
+    "arms of the grid": f"**This is no ablation.** What follows compares arms of profile `{train.parent.name}` that did run, so "
+    "that the notebook can be read; it says nothing about FALCON's parts. There are no committed logs.",
 }
+if missing:
+    says[source] += f" Not trained: {', '.join(missing)}."
 display(Markdown(f"{says[source]}\n\nTo train them: `{again}` (a minute or two per arm with `quick`, hours with `small`)."))
 
 # %% [markdown]
@@ -238,8 +253,18 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 # <details><summary>Solution</summary>
 #
 # Chance: two of sixteen problems lie well inside the interval. And a real trade: with an inner loop half of the rollouts come
-# from adapted policies, so fewer rollouts estimate the gradient at $\theta$ itself, while zero-shot evaluation measures
-# exactly $\theta$.
+# from adapted policies, so fewer rollouts estimate the gradient at $\theta$ itself, while zero-shot evaluation measures exactly
+# $\theta$.
+#
+# ```python
+# import numpy as np
+#
+# from falconlib.evaluation.stats import paired_difference
+#
+# two_more = np.array([[1.0, 1.0] + [0.0] * 14])
+# found = paired_difference(two_more, np.zeros((1, 16)), 10000, np.random.default_rng(0))
+# assert found.low <= 0 <= found.high and found.p == 0.5
+# ```
 #
 # </details>
 #
@@ -248,7 +273,15 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 # <details><summary>Solution</summary>
 #
 # It still has the inner loop and the AI feedback. Compare their settings: `configure(stage.profile, "rltf", 0)` against
-# `configure(stage.profile, "falcon-ltm", 0)`. RLTF also sets `inner.steps = 0` and the weights of the AI feedback to 0.
+# `configure(stage.profile, "falcon-ltm", 0)`. RLTF also sets `inner.steps = 0` and `reward.ai = False`.
+#
+# ```python
+# from falconlib.config import load_profile
+# from falconlib.training.arms import configure
+#
+# rltf, without = (configure(load_profile("quick"), arm, 0) for arm in ("rltf", "falcon-ltm"))
+# assert (rltf.inner.steps, without.inner.steps) == (0, 1) and (rltf.reward.ai, without.reward.ai) == (False, True)
+# ```
 #
 # </details>
 

@@ -16,19 +16,20 @@
 # # 09 · Preferences: style, complexity, instruction following
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/falcon/blob/main/notebooks/09_preferences.ipynb)
+# [All symbols](https://github.com/OWNER/falcon/blob/main/notebooks/glossary.md)
 #
-# **Question.** Are the programs *better written* after training than before, and does AI feedback in the reward have to do
-# with it?
+# **Question.** Are the programs *better written* after training than before, and does AI feedback in the reward have to do with
+# it?
 #
 # **Reads** `train/<arm>-s<seed>/samples.jsonl.gz`: held-out programs with the judge's scores (from 06), and the judged answers
-# of `falconlib eval --preferences`.
-# **Writes** `tables/preferences.csv`, `tables/dimensions.csv`, `tables/agreement.csv`, `figures/preferences`.
+# of `falconlib eval --preferences`. **Writes** `tables/preferences.csv`, `tables/dimensions.csv`, `tables/agreement.csv`,
+# `figures/preferences`.
 #
 # **Run time**: about 10 seconds on CPU with any profile; no GPU, no model. It reads files only.
 #
-# The paper reports preference scores on CODAL-Bench, where a large model grades programs written to an instruction. We use
-# its scale twice: for three aspects on the held-out problems, and for all five dimensions on prompts of our own, with a judge
-# that needs no key and no network, and with a model beside it.
+# The paper reports preference scores on CODAL-Bench, where a large model grades programs written to an instruction. We use its
+# scale twice: for three aspects on the held-out problems, and for all five dimensions on prompts of our own, with a judge that
+# needs no key and no network, and with a model beside it.
 
 # %%
 # On your own machine this cell does nothing. On Colab it fetches the repository and what is missing, never torch or numpy.
@@ -45,8 +46,6 @@ if "google.colab" in sys.modules:
     runpy.run_path("notebooks/bootstrap.py")["prepare"](drive=False)  # True: finished results are copied to Google Drive
 
 # %%
-import html
-
 import pandas as pd
 from IPython.display import HTML, Image, Markdown, display
 
@@ -55,7 +54,9 @@ from falconlib.evaluation.score import load_samples
 from falconlib.judge import StaticJudge
 from falconlib.records import Task
 from falconlib.reporting import figures, start
+from falconlib.reporting.overview import where_we_are
 from falconlib.reporting.pairs import ASPECTS, score_differences
+from falconlib.reporting.programs import side_by_side, verdict
 from falconlib.reporting.tables import training_runs
 from falconlib.tasks.files import DATA, read_rows
 
@@ -66,8 +67,12 @@ overrides: dict = {}  # settings that differ from the profile's, by dotted name
 
 # %%
 stage = start("09_preferences", {"profile": profile, "results": results, "overrides": overrides})
+where_we_are("09")
 
 # %% [markdown]
+# *Figure: the method; filled, what this notebook is about. Thin arrows: the way of a program; dashed: the inner loop of one
+# task; thick: the outer loop over all tasks; dotted: long-term memory. Small numbers: the notebooks that treat a part.*
+#
 # ## By hand first: what the judge sees
 #
 # Each aspect gets -1, 0, 1 or 2. The static judge reads a program and never runs it:
@@ -111,7 +116,7 @@ for arm, found in runs.items():
     means = {f"mean {a}": pd.Series([getattr(s, a) for s in judged], dtype=float).mean() for a in ASPECTS}
     rows.append({"arm": arm, "programs": len(programs), "judged": len(judged), **means})
 if stage.from_reference:
-    print("These runs were not made here: they are the committed reference results.")
+    print(f"These runs were not made here: they are the committed reference results of profile {train.parent.name}.")
 display(pd.DataFrame(rows).style.hide(axis="index").format(precision=2, na_rep="unknown"))
 
 # %% [markdown]
@@ -129,7 +134,8 @@ display(pd.DataFrame(rows).style.hide(axis="index").format(precision=2, na_rep="
 # %%
 before = "base" if "base" in runs else next(iter(runs))
 pairs = {arm: (found, runs[before]) for arm, found in runs.items() if arm != before}
-preferences = score_differences(pairs, draws=stage.profile.eval.bootstrap).rename(columns={"comparison": "arm"})
+preferences = score_differences(pairs, draws=stage.profile.eval.bootstrap)  # Delta = mean over P of s_after - s_before
+preferences = preferences.rename(columns={"comparison": "arm"})
 preferences = preferences.assign(against=before, judge=StaticJudge().version)
 stage.save_table(preferences, "tables/preferences")
 shown = preferences.drop(columns=["against", "judge", "p"])
@@ -170,12 +176,10 @@ for both in first.values():
     if len(known) == 2 and all(score is not None for scores in known for score in scores):
         changes.append((sum(abs(b - a) for a, b in zip(*known, strict=True)), both, known))
 for _, both, known in sorted(changes, key=lambda change: -change[0])[:3]:
-    cells = ""
-    for arm, scores in zip((before, after), known, strict=True):
-        verdict = f"{arm}: {both[arm].status}; " + ", ".join(f"{a} {s}" for a, s in zip(ASPECTS, scores, strict=True))
-        code = html.escape(both[arm].code.strip("\n")[-600:])
-        cells += f'<td style="vertical-align:top;text-align:left"><b>{verdict}</b><pre>{code}</pre></td>'
-    display(HTML(f"<table><caption>{html.escape(both[before].task_id)}</caption><tr>{cells}</tr></table>"))
+    heads = [", ".join(f"{a} {s}" for a, s in zip(ASPECTS, scores, strict=True)) for scores in known]
+    found = [both[arm] for arm in (before, after)]
+    heads = [f"{arm}: {verdict(s.status, s.error_class)}; {h}" for arm, s, h in zip((before, after), found, heads, strict=True)]
+    display(HTML(side_by_side(both[before].task_id, [(h, s.code) for h, s in zip(heads, found, strict=True)])))
 print(f"{len(changes)} problems have a judged first program of both {before} and {after}")
 
 # %% [markdown]
@@ -213,12 +217,12 @@ display(five.drop(columns=["p"]).style.hide(axis="index").format(precision=2, na
 # Do the judges agree? The share of equal grades, of `lower` and `higher` ones by the model, and Cohen's $\kappa$ with quadratic
 # weights: 1 is agreement, 0 what chance gives; unknown when a judge gives one grade to everything, for then it tells nothing
 # apart. Compared is what the model *said*: afterwards its grade is bounded by the static one + 1 (for instruction following by
-# the static one itself, where it is known), and a judge that always says 2 would seem to agree. `bounded` counts the grades that
-# were lowered so.
+# the static one itself, where it is known), and a judge that always says 2 would seem to agree. `bounded` counts the grades
+# that were lowered so.
 #
-# The model sees comments and docstrings for the *explanation*, where they are what is judged and may persuade, by 1 at most, and
-# for the *instruction* where it asks for such (its grade never exceeds the static one); else they are taken out, and names and
-# short strings are all that can speak to it. No pair that static grades decide by 2 or more is turned. Nothing is run:
+# The model sees comments and docstrings for the *explanation*, where they are what is judged and may persuade, by 1 at most,
+# and for the *instruction* where it asks for such (its grade never exceeds the static one); else they are taken out, and names
+# and short strings are all that can speak to it. No pair that static grades decide by 2 or more is turned. Nothing is run:
 # *instruction* here is form, and a stub that computes nothing can keep it all.
 
 # %%
@@ -267,6 +271,12 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 # too. In the reward, the weights are so small (0.04 each, scaled down with the number of tests) that no combination of judge
 # scores can reverse the order given by the unit tests: passing one test more always wins.
 #
+# ```python
+# task = Task("worked/2", "worked", "test", "Return the square of a number.", "f", ("assert f(2) == 4",))
+# stub, misnamed = StaticJudge().score_many([(task, "def f(x):\n    pass\n"), (task, "def g(x):\n    pass\n")])
+# assert (stub.style, stub.complexity, stub.instruction) == (2, 2, 1) and misnamed.instruction == -1
+# ```
+#
 # </details>
 #
 # 2. Arm A loads 30 programs with a mean style of 1.2, arm B loads 20 with 1.5. Is B's style better?
@@ -274,6 +284,11 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 # <details><summary>Solution</summary>
 #
 # Not shown. B may simply fail to load its worst ten. Compare only the problems that both loaded, as the table above does.
+#
+# ```python
+# b = [2.0] * 15 + [0.0] * 5  # mean 1.5; had its ten worst programs loaded, at -1 each:
+# assert sum(b) / 20 == 1.5 and (sum(b) - 10) / 30 < 1.2
+# ```
 #
 # </details>
 

@@ -16,6 +16,7 @@
 # # 10 · Report: the paper's numbers beside ours
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/falcon/blob/main/notebooks/10_report.ipynb)
+# [All symbols](https://github.com/OWNER/falcon/blob/main/notebooks/glossary.md)
 #
 # **Question.** What does the paper report, what do we find, and where the two differ: why?
 #
@@ -47,6 +48,7 @@ from falconlib.evaluation.stats import wilson
 from falconlib.evaluation.submissions import card_text
 from falconlib.files import read_json
 from falconlib.reporting import start
+from falconlib.reporting.overview import where_we_are
 from falconlib.reporting.report import Figure, Section, readme_table, write_report
 from falconlib.reporting.tables import markdown, metrics_table, summary
 
@@ -57,22 +59,28 @@ overrides: dict = {}  # settings that differ from the profile's, by dotted name
 
 # %%
 stage = start("10_report", {"profile": profile, "results": results, "overrides": overrides})
-names = ("main", "paired", "outcomes", "errors", "ablations", "preferences", "tasks", "attacks", "retrieval")
+source = stage.find("tables/main.csv").parents[1].name  # runs/<profile> or reference/<profile>
+if source != profile:  # everything below must then speak of the profile whose numbers it shows
+    stage.profile = load_profile(source)
+    print(f"Profile {profile} has no tables, neither of its own nor committed ones: what follows are those of profile {source}.")
+names = ("main", "paired", "contrasts", "outcomes", "errors", "ablations", "preferences", "tasks", "attacks", "retrieval")
 tables = {name: pd.read_csv(stage.find(f"tables/{name}.csv")) for name in names}
-planned = stage.path("tables/contrasts.csv")
-tables["contrasts"] = pd.read_csv(stage.find("tables/contrasts.csv")) if planned.is_file() else pd.DataFrame()
 if stage.from_reference:
-    print("not made by this run, read from the committed reference results:", ", ".join(stage.from_reference))
+    print(f"not made by this run, read from the committed results of {source}:", ", ".join(dict.fromkeys(stage.from_reference)))
+where_we_are("10")
 
 # %% [markdown]
+# *Figure: the method; filled, what this notebook is about. Thin arrows: the way of a program; dashed: the inner loop of one
+# task; thick: the outer loop over all tasks; dotted: long-term memory. Small numbers: the notebooks that treat a part.*
+#
 # ## By hand first: how sure is a published number?
 #
 # The paper reports 82.9 % on HumanEval, which has 164 problems, without an interval. The standard error of a share is
 #
 # $$\sqrt{p(1-p)/n} = \sqrt{0.83 \times 0.17/164} \approx \sqrt{0.00086} \approx 0.029$$
 #
-# so 95 % is about $\pm 2 \times 2.9 \approx \pm 6$ points. RLTF's 76.8 lies 6.1 points lower: at the very edge. A gain of
-# that size needs the paired test on the same problems, or more problems.
+# so 95 % is about $\pm 2 \times 2.9 \approx \pm 6$ points. RLTF's 76.8 lies 6.1 points lower: at the very edge. A gain of that
+# size needs the paired test on the same problems, or more problems.
 
 # %%
 low, high = wilson(0.829 * 164, 164)  # Wilson's interval, close to p +- 1.96 sqrt(p (1 - p) / n)
@@ -165,10 +173,11 @@ display(Markdown("\n".join(f"* {line}" for line in reasons)))
 # %% [markdown]
 # ### The memory that it would take
 #
-# Computed from the models' published shapes, not measured. Weights take 2 bytes a parameter; an adapter's number 16 (itself, its
-# gradient, AdamW's two averages); the fast weights of each task 4 for every number of its $B$, three times in the inner step
-# (value, gradient, sum); the cache of a token 4 bytes per layer and key width, for 64 rows at a time (prompts of 256 tokens are
-# assumed); a trained token about 34 bytes per layer and width (Korthikanti et al., arXiv 2205.05198, without attention scores).
+# Computed from the models' published shapes, not measured. Weights take 2 bytes a parameter; an adapter's number 16 (itself,
+# its gradient, AdamW's two averages); the fast weights of each task 4 for every number of its $B$, three times in the inner
+# step (value, gradient, sum); the cache of a token 4 bytes per layer and key width, for 64 rows at a time (prompts of 256
+# tokens are assumed); a trained token about 34 bytes per layer and width (Korthikanti et al., arXiv 2205.05198, without
+# attention scores).
 
 # %%
 # layers, width, key width, feed-forward width, its matrices, attention matrices, layers with a cache, billions of parameters
@@ -304,6 +313,10 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 # No. The base model differs by a factor of fifty in size; the level is mostly the base model's. Only the *gain* of one method
 # over another, at equal budget and on equal problems, speaks about the method, and ours has an interval of many points.
 #
+# ```python
+# assert 49 < 6.7e9 / 135e6 < 51
+# ```
+#
 # </details>
 #
 # 2. Which of the report's numbers would change if every program that timed out were given twice the time?
@@ -312,6 +325,12 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 #
 # At most those that depend on the `timeout` column of "How the programs ended": each such program could become a pass or
 # another failure. Dividing that count by the number of programs bounds the change of any pass rate.
+#
+# ```python
+# # after the cells above
+# ended = tables["outcomes"].set_index(["arm", "mode", "benchmark"])
+# print((ended["timeout"] / ended.drop(columns="infra_error").sum(axis=1)).rename("at most so much higher"))
+# ```
 #
 # </details>
 

@@ -70,13 +70,15 @@ def prepare(drive: bool = False) -> None:
 
 
 def dress(source: Path, address: str) -> None:
-    """Puts into a notebook's .py what all share: the badge with its own address below the title, and CELL after that cell."""
+    """Puts into a notebook's .py what all share: badge and link to the glossary below the title, and CELL after that cell."""
     colab = "https://colab.research.google.com/"
     link = f"{colab}{address.removeprefix('https://').replace('.com', '')}/blob/main/notebooks/{source.stem}.ipynb"
     text = source.read_text(encoding="utf-8")
     header, title, *rest = re.split(r"(?m)^(?=# %%)", text)
-    title = re.sub(r"# \[!\[Open In Colab\].*\n#\n", "", title)
-    title = re.sub(r"(?m)^(# # .*\n)#?\n", rf"\1#\n# [![Open In Colab]({colab}assets/colab-badge.svg)]({link})\n#\n", title)
+    title = re.sub(r"# \[!\[Open In Colab\].*\n(# \[All symbols\].*\n)?#\n", "", title)
+    links = f"# [![Open In Colab]({colab}assets/colab-badge.svg)]({link})\n"
+    links += f"# [All symbols]({address}/blob/main/notebooks/glossary.md)\n"
+    title = re.sub(r"(?m)^(# # .*\n)#?\n", rf"\1#\n{links}#\n", title)
     rest = rest[1:] if "google.colab" in rest[0] else rest
     dressed = "".join([header, title.rstrip("#\n") + "\n\n", f"# %%\n{CELL.replace('REPOSITORY', address)}\n", *rest])
     if dressed != text:

@@ -23,10 +23,19 @@ from falconlib.reporting.run import REPO
 from falconlib.reporting.tables import MAIN, main_table
 from falconlib.training.arms import SETTINGS
 
+SPY = """import os, sys
+def note(event, arguments):
+    if event == "open" and DATA in str(arguments[0]) and "FALCON_STAGE" in os.environ:
+        with open(os.environ["OPENED"], "a") as file:
+            file.write(os.environ["FALCON_STAGE"].split(chr(34))[3] + " data/" + str(arguments[0]).partition(DATA)[2] + chr(10))
+DATA = os.getcwd() + "/data/"
+sys.addaudithook(note)
+"""  # as sitecustomize.py: each process of a stage writes down which data it opens
 
-def falconlib(*arguments: str, results: Path) -> subprocess.CompletedProcess[str]:
+
+def falconlib(*arguments: str, results: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """The command, with its results in a folder of their own."""
-    environment = os.environ | {"FALCON_RESULTS": str(results)}
+    environment = os.environ | {"FALCON_RESULTS": str(results)} | variables
     command = [sys.executable, "-m", "falconlib", *arguments]
     return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False)
 
@@ -51,7 +60,10 @@ class Smoke:
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory) -> Smoke:
     results, readme = tmp_path_factory.mktemp("results"), sha256(REPO / "README.md")
-    done = falconlib("run", "--profile", "smoke", results=results)
+    spy = tmp_path_factory.mktemp("spy")
+    (spy / "sitecustomize.py").write_text(SPY)
+    opened = {"PYTHONPATH": str(spy), "OPENED": str(results / "opened.txt")}
+    done = falconlib("run", "--profile", "smoke", "--jobs", "2", results=results, **opened)
     root = results / "runs" / "smoke"
     logs = "\n".join(path.read_text()[-3000:] for path in root.rglob("log.txt")) if done.returncode else ""
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{logs[-6000:]}"
@@ -68,6 +80,13 @@ def test_every_stage_is_complete_with_provenance(smoke):
         assert run["complete"] and run["wall_s"] > 0 and run["config"]["name"] == "smoke", step.label
         if step.arm:
             assert run["model"].startswith("tiny") and run["data"] and run["sandbox"] and run["trained_tokens"] is not None
+
+
+def test_a_stage_opens_no_data_that_is_not_in_its_key(smoke):
+    keys = {flow_step[1].key: flow_step[0].key(flow_step[1])["data"] for flow_step in smoke.steps()}
+    found = {tuple(line.split(" ")) for line in (smoke.results / "opened.txt").read_text().splitlines()}
+    assert len(found) > 5 and not [(stage, name) for stage, name in found if name not in keys[stage]]
+    assert ("09_preferences", "data/preferences/answers.jsonl") in found
 
 
 def test_readers_name_the_training_files_that_they_read(smoke):
@@ -146,7 +165,7 @@ def test_outcomes_count_every_program_once(smoke):
 def test_differences_lie_in_their_intervals(smoke):
     paired, ablations, preferences = (smoke.table(name) for name in ("paired", "ablations", "preferences"))
     assert list(paired.columns) == PASSES and paired["difference"].between(-1, 1).all()
-    assert {"falcon - base", "falcon - rltf", "falcon - grpo", "falcon +LTM - falcon"} <= set(paired["comparison"])
+    assert {"falcon - base", "falcon - sft", "falcon - grpo", "falcon +LTM - falcon"} <= set(paired["comparison"])
     assert ((paired["ci_low"] <= paired["difference"]) & (paired["difference"] <= paired["ci_high"])).all()
     known = ablations.dropna(subset=["difference"])
     assert ((known["difference_low"] <= known["difference"]) & (known["difference"] <= known["difference_high"])).all()
@@ -201,3 +220,38 @@ def test_papermill_alone_gives_the_same_error_as_the_command(tmp_path, parameter
     done = falconlib("run", *arguments, results=tmp_path)
     assert done.returncode == 2 and message in done.stderr and "remedy: use" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def alone(name: str, results: Path, target: Path | None = None, **parameters) -> None:
+    """One notebook by papermill itself, as somebody without the command would run it, its results in a folder of its own."""
+    import papermill
+
+    papermill.execute_notebook(
+        str(REPO / "notebooks" / f"{name}.ipynb"), target and str(target), cwd=str(REPO),
+        parameters={"results": str(results), **parameters}, kernel_name="python3", progress_bar=False,
+    )  # fmt: skip
+
+
+def test_papermill_alone_refuses_a_parameter_that_the_notebook_does_not_know(tmp_path):
+    from papermill.exceptions import PapermillExecutionError
+
+    with pytest.raises(PapermillExecutionError) as caught:
+        alone("09_preferences", tmp_path, profile="smoke", profil="quick")
+    assert caught.value.ename == "FalconError" and "unknown parameter of 09_preferences 'profil'" in caught.value.evalue
+    assert "remedy: use 'profile'" in caught.value.evalue and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("profile", ["quick", "small"])
+@pytest.mark.parametrize("name", ["07_benchmarks", "08_ablations", "09_preferences", "10_report"])
+def test_a_notebook_that_reads_runs_alone_on_the_committed_results(name, profile, tmp_path):
+    needed = "tables/main.csv" if name == "10_report" else "train/base-s0/samples.jsonl.gz"
+    source = profile if (REPO / "results/reference" / profile / needed).is_file() else "quick"
+    alone(name, tmp_path / "results", tmp_path / "done.ipynb", profile=profile)
+    cells = json.loads((tmp_path / "done.ipynb").read_text())["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert not [o for o in outputs if o.get("name") == "stderr"]
+    facts = read_json(tmp_path / "results/runs" / profile / name / "run.json")
+    assert facts["complete"] and facts["from_reference"]
+    said = "".join("".join(o.get("text", [])) + "".join(o.get("data", {}).get("text/markdown", [])) for o in outputs)
+    assert "committed" in said and source in said, "it must say that this was not made here, and of which profile it is"

@@ -6,6 +6,7 @@ Only import cells are executed here, and the bootstrap cell with its commands re
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.metadata
 import inspect
 import json
@@ -20,7 +21,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from falconlib.graph import GRAPH
+from falconlib.config import Profile, load_profile
+from falconlib.graph import GRAPH, steps_of
 from falconlib.notebook import check_parameters_cell, read_cells, write_pair
 from falconlib.reporting.run import REPO, start
 
@@ -58,6 +60,30 @@ def test_every_notebook_is_a_node_of_the_graph_and_has_both_files():
     assert sorted(path.stem for path in FOLDER.glob("[0-9]*.py")) == NAMES
 
 
+def test_no_notebook_lies_where_nothing_tests_it():
+    listed = subprocess.run(["git", "ls-files", "*.ipynb"], cwd=REPO, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("no git repository")
+    elsewhere = [name for name in listed.stdout.split() if not name.startswith(("notebooks/", "results/reference/"))]
+    assert not elsewhere and {name.count("/") for name in listed.stdout.split() if name.startswith("notebooks/")} == {1}
+
+
+REFERENCE = REPO / "results" / "reference" / "quick"
+STAGES = [(step.node.name, step.key) for step in steps_of(GRAPH, load_profile("quick"))]
+
+
+@pytest.mark.parametrize(("name", "key"), STAGES, ids=[key for _, key in STAGES])
+def test_its_executed_copy_is_committed_and_whole(name, key):
+    content = json.loads((REFERENCE / key / f"{name}.ipynb").read_text(encoding="utf-8"))
+    code = [cell for cell in content["cells"] if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert len(outputs) >= 8 and not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert all(picture["metadata"]["image/png"].get("alt") for picture in pictures)
+    assert (REFERENCE / key / "manifest.json").is_file()
+
+
 @each
 def test_pair_has_the_same_content_byte_for_byte(name, tmp_path):
     expected = write_pair(FOLDER / f"{name}.py", tmp_path).read_text(encoding="utf-8")
@@ -85,6 +111,7 @@ def test_title_cell_asks_a_question_and_says_what_it_reads_writes_and_costs(name
     assert title["source"].split("**Question.**")[1].split("\n\n")[0].strip().endswith("?")
     links = re.findall(r"colab\.research\.google\.com/github/([^)]+)", title["source"])
     assert links == [f"{ADDRESS.removeprefix('https://github.com/')}/blob/main/notebooks/{name}.ipynb"]
+    assert f"[All symbols]({ADDRESS}/blob/main/notebooks/glossary.md)" in title["source"], "run: make notebooks"
 
 
 @each
@@ -98,7 +125,7 @@ def test_another_address_is_written_everywhere_from_one_place(tmp_path):
     shutil.copy(FOLDER / source.name, source)
     BOOTSTRAP["dress"](source, "https://github.com/someone/else")
     text = source.read_text()
-    assert text.count("someone/else") == 2 and ADDRESS.removeprefix("https://github.com/") not in text
+    assert text.count("someone/else") == 3 and ADDRESS.removeprefix("https://github.com/") not in text
     BOOTSTRAP["dress"](source, ADDRESS)
     assert source.read_text() == (FOLDER / source.name).read_text()
     source.write_text("# %% [markdown]\n# # 99 · A title\n\n# %%\n1 + 1\n")
@@ -115,6 +142,32 @@ def test_imports_parameters_and_start_follow_in_this_order(name):
     assert parameters["tags"] == ["parameters"]
     assert f'start("{name}", ' in begin["source"]
     assert [node.tags for node in map(lambda c: SimpleNamespace(**c), found)].count(["parameters"]) == 1
+
+
+@each
+def test_the_overview_stands_at_the_top_and_shows_this_notebook(name):
+    found = cells(name)
+    last = ast.parse(found[4]["source"]).body[-1]
+    assert ast.unparse(last) == f"where_we_are('{name[:2]}')"
+    assert found[5]["type"] == "markdown" and found[5]["source"].startswith("*Figure: the method; filled,")
+
+
+@each
+def test_a_figure_has_its_caption_beside_it(name):
+    found = cells(name)
+    for place, cell in enumerate(found):
+        if cell["type"] == "code" and re.search(r"\bImage\(|\"image/png\"", cell["source"]):
+            beside = [c["source"] for c in found[max(place - 2, 0) : place + 2] if c["type"] == "markdown"]
+            assert any("*Figure" in text for text in beside), cell["source"][:80]
+
+
+@each
+def test_an_equation_stands_before_code_that_names_it(name):
+    found = cells(name)
+    for place, cell in enumerate(found):
+        if cell["type"] == "markdown" and "$$" in cell["source"] and "## Exercises" not in cell["source"]:
+            code = next(c["source"] for c in found[place:] if c["type"] == "code")
+            assert re.search(r"\S  # .*\S", code) or "getsource" in code, f"no comment beside {cell['source'][:60]}"
 
 
 @each
@@ -171,12 +224,15 @@ def test_code_runs_on_every_ipython_and_draws_in_the_house_colours(name):
     assert all(re.fullmatch(r"0\.\d+", colour) for colour in named), f"{named}: take figures.COLOURS"
 
 
+@functools.cache
+def names_of_the_library() -> set[str]:
+    bodies = [ast.parse(path.read_text(encoding="utf-8")).body for path in (REPO / "falconlib").rglob("*.py")]
+    return {node.name for body in bodies for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
 @each
 def test_functions_are_short_and_live_in_one_place(name):
-    library = set()
-    for path in (REPO / "falconlib").rglob("*.py"):
-        body = ast.parse(path.read_text(encoding="utf-8")).body
-        library |= {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    library = names_of_the_library()
     for node in ast.walk(ast.parse("\n\n".join(code_of(name)))):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno + 1 <= 15, f"{node.name} is longer than 15 lines"
@@ -190,6 +246,38 @@ def test_notebooks_without_a_model_do_not_load_torch():
     environment = os.environ | {"MPLBACKEND": "agg"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr or "torch was loaded"
+
+
+GLOSSARY = (FOLDER / "glossary.md").read_text(encoding="utf-8")
+ROWS = [
+    [part.strip() for part in line.strip("| ").split(" | ")] for line in GLOSSARY.splitlines() if re.match(r"\| (\$|pass)", line)
+]
+
+
+def defined(dotted: str) -> bool:
+    """Whether a module defines this function, class, method or field, by its text: importing all would load torch."""
+    parts = dotted.split(".")
+    cut = next(n for n in range(len(parts), 0, -1) if REPO.joinpath(*parts[:n]).with_suffix(".py").is_file())
+    body = ast.parse(REPO.joinpath(*parts[:cut]).with_suffix(".py").read_text(encoding="utf-8")).body
+    for name in parts[cut:]:
+        found = [n for n in body if name in (getattr(n, "name", ""), getattr(getattr(n, "target", None), "id", ""))]
+        if not found:
+            return False
+        body = getattr(found[0], "body", [])
+    return True
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
+def test_a_symbol_of_the_glossary_is_in_the_code_and_in_its_notebooks(row):
+    symbols, _, code, numbers = row
+    for dotted in re.findall(r"`(falconlib[\w.]+)`", code):
+        assert defined(dotted), f"{dotted} is gone"
+    for group, field, value in re.findall(r"`(\w+)\.(\w+) = ([^`]+)`", code):
+        assert str(getattr(getattr(Profile(), group), field)) == value
+    assert "`" in code
+    texts = [prose(name) for name in NAMES if name[:2] in re.findall(r"\d\d", numbers)]
+    for symbol in re.findall(r"\$([^$]+)\$", symbols):
+        assert texts and any(symbol in text for text in texts), f"{symbol} is not in {numbers}"
 
 
 # -- Colab: the image of August 2026, with its old IPython, and without papermill, trl and faiss

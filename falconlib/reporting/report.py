@@ -25,11 +25,13 @@ START, END = "<!-- results:start -->", "<!-- results:end -->"
 NOT_PUBLISHED: tuple[str, ...] = ("checkpoints", "prepared", "attempt.json", "log.txt", "run.lock", ".ipynb_checkpoints")
 NOT_PUBLISHED += ("*.sqlite-wal", "*.sqlite-shm", "*.faiss*")
 STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}
-table{border-collapse:collapse;display:block;overflow-x:auto;margin:1rem 0}
-th,td{border-bottom:1px solid #bbb;padding:.3rem .6rem;text-align:left;font-variant-numeric:tabular-nums}
+body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}
+table{border-collapse:collapse;display:block;overflow-x:auto;margin:1rem 0;font-size:.9em}
+th,td{border-bottom:1px solid #bbb;padding:.3rem .6rem;text-align:left;font-variant-numeric:tabular-nums}td{white-space:nowrap}
+th:first-child,td:first-child{position:sticky;left:0;background:#fff}
 th button{font:inherit;font-weight:600;background:none;border:0;padding:0;cursor:pointer;text-align:left}
-img{max-width:100%;height:auto}figure{margin:1.5rem 0}figcaption{color:#444}code{background:#f0f0f0;padding:0 .2em}
+pre{overflow-x:auto;background:#f0f0f0;padding:.6rem;font-size:.85em}pre code{padding:0}
+img{max-width:min(100%,56rem);height:auto}figure{margin:1.5rem 0}figcaption{color:#444}code{background:#f0f0f0;padding:0 .2em}
 """
 SCRIPT = """
 document.querySelectorAll("table").forEach(function (table) {

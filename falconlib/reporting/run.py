@@ -13,6 +13,7 @@ says that the stage is complete. This module decides nothing about freshness (wo
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
 import importlib.metadata
@@ -55,7 +56,7 @@ def start(notebook: str, parameters: dict[str, Any]) -> Stage:
         parameters: the parameters cell as a dict: "profile" (name), "results" (root, "" for the default), "overrides"
             (dotted name -> value); for 06_train also "arm" and "seed".
 
-    Raises FalconError for an unknown name, a wrong type, an unknown profile or arm, before anything is written.
+    Raises FalconError for an unknown name (papermill's -p too), a wrong type, an unknown profile or arm, before it writes.
     """
     check_parameters(notebook, parameters)
     arm, seed = parameters.get("arm"), parameters.get("seed")
@@ -73,9 +74,10 @@ def start(notebook: str, parameters: dict[str, Any]) -> Stage:
 def check_parameters(notebook: str, parameters: dict[str, Any]) -> None:
     """Raises FalconError unless exactly the parameters of this notebook are there, each of its type."""
     expected = [name for name in PARAMETERS if notebook == GRID_NOTEBOOK or name not in ("arm", "seed")]
-    for name, value in parameters.items():
+    for name in [*injected(), *parameters]:
         if name not in expected:
             raise did_you_mean(f"parameter of {notebook}", name, expected)
+    for name, value in parameters.items():
         kind = PARAMETERS[name]
         if not isinstance(value, kind) or isinstance(value, bool):
             hint = "papermill: -y 'overrides: {train.steps: 5}'" if kind is dict else f"give a {kind.__name__} literal"
@@ -85,6 +87,13 @@ def check_parameters(notebook: str, parameters: dict[str, Any]) -> None:
         raise FalconError(f"parameter {missing[0]} of {notebook} is missing", f"the parameters cell holds {', '.join(expected)}")
     if "arm" in parameters and parameters["arm"] not in ARMS:
         raise did_you_mean("arm", parameters["arm"], ARMS)
+
+
+def injected() -> list[str]:
+    """The names that papermill's own cell assigns, of this kernel's history: of an unknown one papermill only warns."""
+    cells = [cell for cell in vars(sys.modules["__main__"]).get("In", ()) if cell.startswith("# Parameters\n")]
+    targets = [target for cell in cells for node in ast.walk(ast.parse(cell)) for target in getattr(node, "targets", ())]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
 class Stage:
