@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     code = workflow.run(flow, steps, options.force, echo=echo, live=sys.stdout.isatty(), jobs=options.jobs)
     table = flow.root / "tables" / "main.csv"
-    if code == 0 and table.is_file():
+    if code == 0 and table.is_file() and any("tables/main.csv" in step.node.writes for step in steps):
         from falconlib.reporting.tables import as_text
 
         echo(f"\n{as_text(table)}\n\nresults: {flow.root}")
@@ -87,7 +87,7 @@ def train(options: argparse.Namespace) -> int:
     from falconlib.reporting.run import reference_roots
     from falconlib.sandbox import Sandbox
     from falconlib.tasks import fingerprints
-    from falconlib.training import run_arm
+    from falconlib.training import distributed, run_arm
     from falconlib.training.arms import SETTINGS, configure
 
     overrides = parse_settings(options.set)
@@ -101,8 +101,15 @@ def train(options: argparse.Namespace) -> int:
         )
     require(profile)
     parameters = {"profile": options.profile, "results": "", "overrides": overrides, "arm": options.arm, "seed": options.seed}
+    distributed.start(cpu=profile.model.device == "cpu")
+    if distributed.rank():  # of several processes the first one writes; this one only helps to train
+        distributed.gather([])
+        adapter = next(root / key for root in roots if (root / key).is_dir()) if learns else None
+        run_arm(profile, options.arm, options.seed, roots[0] / f"train/{options.arm}-s{options.seed}", adapter)
+        return 0
     with workflow.lock(roots[0]):
         stage = start("06_train", parameters)
+        distributed.gather([])  # the others wait until the folder is ours
         echo(f"{options.arm}, seed {options.seed}, profile {options.profile}: {stage.folder}")
         policy = run_arm(stage.profile, options.arm, options.seed, stage.folder, stage.find(key) if learns else None)
         with Sandbox(stage.profile.sandbox) as sandbox:  # the same settings on the same machine: the same layers
@@ -115,6 +122,9 @@ def train(options: argparse.Namespace) -> int:
 
 
 def search(options: argparse.Namespace) -> int:
+    from contextlib import ExitStack
+
+    from falconlib import workflow
     from falconlib.config import load_profile
     from falconlib.evaluation.search import GRID, best, search
     from falconlib.reporting import results_root
@@ -130,7 +140,11 @@ def search(options: argparse.Namespace) -> int:
     run = results_root() / "runs" / profile.name
     if not (run / "train" / "sft-s0" / "adapter").is_dir():
         raise FalconError(f"no SFT adapter in {run}", f"falconlib run --profile {profile.name} --only sft --set seeds=0 first")
-    echo("rates: [" + ", ".join(f"{arm}={lr:g}" for arm, lr in best(search(profile, run, arms, grid)).items()) + "]")
+    with ExitStack() as locks:  # other arms may be searched at the same time
+        for arm in sorted(set(arms)):
+            locks.enter_context(workflow.lock(run / "search" / arm))
+        rows = search(profile, run, arms, grid)
+    echo("rates: [" + ", ".join(f"{arm}={lr:g}" for arm, lr in best(rows).items()) + "]")
     return 0
 
 
@@ -220,7 +234,7 @@ def compare(options: argparse.Namespace) -> int:
     from falconlib.reporting.tables import read_main
 
     rows = compare_rows(read_main(options.run_a), read_main(options.run_b))
-    echo(in_short(rows))
+    echo(f"{in_short(rows)}\n{'':48} A -> B, difference with 95 % interval")
     for row in rows:
         name = " ".join(str(row[key]) for key in ("benchmark", "mode", "arm", "metric"))
         numbers = ""

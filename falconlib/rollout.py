@@ -93,10 +93,11 @@ class Conductor:
             deltas: fast weights, one per task, for query rollouts. greedy: the likeliest program, not a sampled one.
         """
         recalls = self.recall(tasks)
-        recalled = [self.memory_text(r) for r in recalls]
+        recalled = [self.memory_text(r) if memory_share else ("", ()) for r in recalls]
         plain = [prompts.render(self.policy.tokenizer, t) for t in tasks]
         texts = [p.text for p in plain]
-        with_text = [prompts.render(self.policy.tokenizer, t, c).text for t, (c, _) in zip(tasks, recalled, strict=True)]
+        both = zip(tasks, texts, recalled, strict=True)
+        with_text = [prompts.render(self.policy.tokenizer, t, c).text if c else text for t, text, (c, _) in both]
         drafts: list[Episode] = []
         rows: list[Row] = []
         for i, task in enumerate(tasks):

@@ -71,3 +71,19 @@ def test_a_new_rate_makes_its_own_arm_stale_and_no_other():
 def test_a_wrong_rate_is_named_before_anything_runs(wrong):
     with pytest.raises(FalconError, match=r"unknown arm 'grop'|arm=learning rate"):
         load_profile("smoke", {"rates": [wrong]})
+
+
+def test_the_command_prints_the_best_rates_and_keeps_a_second_search_from_the_same_arm(tried, tmp_path, monkeypatch, capsys):
+    from falconlib import workflow
+    from falconlib.cli import main
+
+    monkeypatch.setenv("FALCON_RESULTS", str(tmp_path))
+    run = tmp_path / "runs" / "smoke"
+    command = ["search", "--profile", "smoke", "--set", "eval.samples=0", "--grid", "3e-5,1e-4"]
+    assert main([*command, "--arms", "grpo"]) == 2 and "only sft" in capsys.readouterr().err
+    (run / "train" / "sft-s0" / "adapter").mkdir(parents=True)
+    assert main([*command, "--arms", "grpo,gpro"]) == 2 and "gpro" in capsys.readouterr().err
+    with workflow.lock(run / "search" / "grpo"):
+        assert main([*command, "--arms", "rltf,grpo"]) == 2 and "another run" in capsys.readouterr().err
+        assert main([*command, "--arms", "rltf"]) == 0
+    assert capsys.readouterr().out == "rates: [rltf=0.0001]\n" and len(tried.runs) == 2

@@ -1,15 +1,16 @@
 """The MRLF loop on the tiny model: what moves and what does not, off switches, determinism, resume."""
 
 import contextlib
+import functools
 import itertools
 import json
 import shutil
 
 import pytest
 import torch
-from conftest import ScriptedSandbox
+from conftest import SMALL, ScriptedSandbox
 
-from falconlib.config import override
+from falconlib.config import Profile, build, override
 from falconlib.errors import FalconError
 from falconlib.judge.static import StaticJudge
 from falconlib.memory.embed import get_embedder
@@ -115,7 +116,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path, profile, scripted_s
     longer = override(profile, {"train.steps": 3})
     make_run(tmp_path, longer, scripted_sandbox, "grpo").run(progress=False)  # more steps are no other settings
     assert len(metrics(tmp_path)) == 3
-    with pytest.raises(FalconError, match="other settings"):
+    with pytest.raises(FalconError, match=r"other settings: train.lr \S+ -> 0.5"):
         make_run(tmp_path, override(profile, {"train.lr": 0.5}), scripted_sandbox, "grpo").run(progress=False)
 
 
@@ -163,21 +164,27 @@ def test_query_rollouts_come_from_the_adapted_policy(tmp_path, profile, scripted
     assert text[1e-9, "query"] == text[1e-8, "query"] != text[3.0, "query"]
 
 
-@pytest.mark.parametrize("arm", [a for a in SETTINGS if a.startswith("falcon-")])
-def test_a_switch_changes_the_run_but_not_the_first_plain_rollouts(tmp_path, profile, scripted_sandbox, arm):
-    """Random streams are per task and rollout: a part that is off shifts nobody else's randomness."""
-    first = {}
-    for name in ("falcon", arm):
-        folder = tmp_path / name
-        folder.mkdir()
-        run = make_run(folder, profile, scripted_sandbox, name)
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory):
+    """arm -> its first plain rollouts and its metrics; run once."""
+
+    def trace(arm):
+        folder, first = tmp_path_factory.mktemp(arm), {}
+        run = make_run(folder, build(Profile, SMALL), ScriptedSandbox(), arm)
         collect = run.conductor.collect
-        run.conductor.collect = lambda tasks, _c=collect, _n=name, **k: keep(first, (_n, k["group"]), _c(tasks, **k))
+        run.conductor.collect = lambda tasks, **k: keep(first, k["group"], collect(tasks, **k))
         run.run(progress=False)
-    plain = {n: {(e.task_id, e.rollout): e.completion for e in first[n, "support"] if not e.memory_text} for n in ("falcon", arm)}
-    shared = plain["falcon"].keys() & plain[arm].keys()
-    assert shared and all(plain["falcon"][k] == plain[arm][k] for k in shared)
-    assert metrics(tmp_path / "falcon") != metrics(tmp_path / arm)
+        return {(e.task_id, e.rollout): e.completion for e in first["support"] if not e.memory_text}, metrics(folder)
+
+    return functools.cache(trace)
+
+
+@pytest.mark.parametrize("arm", [a for a in SETTINGS if a.startswith("falcon-")])
+def test_a_switch_changes_the_run_but_not_the_first_plain_rollouts(traced, arm):
+    """Random streams are per task and rollout: a part that is off shifts nobody else's randomness."""
+    (plain, rows), (others, other_rows) = traced("falcon"), traced(arm)
+    shared = plain.keys() & others.keys()
+    assert shared and all(plain[k] == others[k] for k in shared) and rows != other_rows
 
 
 def test_without_long_term_memory_nothing_is_recalled_stored_or_rewarded(tmp_path, profile, scripted_sandbox):
@@ -256,19 +263,43 @@ def test_an_infinite_gradient_stops_the_run_and_saves_the_batch(tmp_path, profil
     assert (tmp_path / "bad_batch_step1.jsonl").stat().st_size > 0
 
 
-@pytest.mark.parametrize("damage", ["truncate", "foreign"])
-def test_a_broken_checkpoint_is_named_with_the_one_before_it(tmp_path, profile, scripted_sandbox, damage):
-    run = make_run(tmp_path, profile, scripted_sandbox)
+def damaged(data, damage):
+    return {"truncated": data[: len(data) // 2], "foreign": b"{}", "one bit": data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]}[
+        damage
+    ]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "one bit"])
+@pytest.mark.parametrize("name", ["theta.safetensors", "optimizer.pt", "state.json", "long_term.sqlite"])
+def test_a_broken_checkpoint_is_named_with_the_one_before_it(tmp_path, profile, scripted_sandbox, name, damage):
+    run = make_run(tmp_path, override(profile, {"train.steps": 2}), scripted_sandbox)
     run.run(progress=False)
-    last = checkpoint.existing(tmp_path / "checkpoints")[-1]
-    if damage == "truncate":
-        data = (last / "theta.safetensors").read_bytes()
-        (last / "theta.safetensors").write_bytes(data[: len(data) // 2])
-    else:
-        (last / "optimizer.pt").write_bytes(b"something else")
-    with pytest.raises(FalconError, match="cannot be loaded") as caught:
+    file = checkpoint.existing(tmp_path / "checkpoints")[-1] / name
+    file.write_bytes(damaged(file.read_bytes(), damage))
+    with pytest.raises(FalconError, match="step-000002 cannot be loaded") as caught:
         make_run(tmp_path, profile, scripted_sandbox).run(progress=False)
     assert "step-000001" in caught.value.remedy
+
+
+def test_a_checkpoint_under_another_steps_name_is_refused(tmp_path, profile, scripted_sandbox):
+    make_run(tmp_path, profile, scripted_sandbox, "grpo").run(progress=False)
+    last = checkpoint.existing(tmp_path / "checkpoints")[-1]
+    last.rename(last.with_name("step-000009"))
+    with pytest.raises(FalconError, match="of another step"):
+        make_run(tmp_path, profile, scripted_sandbox, "grpo").run(progress=False)
+
+
+def test_a_run_does_not_go_on_from_other_weights_or_without_its_log(tmp_path, profile, scripted_sandbox):
+    make_run(tmp_path, profile, scripted_sandbox, "grpo").run(progress=False)
+    with pytest.raises(FalconError, match="other settings: theta at the start"):
+        make_run(tmp_path, profile, scripted_sandbox, "grpo", adapter_seed=4).run(progress=False)
+    other = make_run(tmp_path, profile, scripted_sandbox, "grpo")
+    other.policy.fingerprint = "other base"
+    with pytest.raises(FalconError, match=r"other settings: model .* -> other base"):
+        other.run(progress=False)
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(FalconError, match="lacks steps"):
+        make_run(tmp_path, profile, scripted_sandbox, "grpo").run(progress=False)
 
 
 def test_a_checkpoint_of_another_arm_is_refused(tmp_path, profile, scripted_sandbox):

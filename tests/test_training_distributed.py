@@ -71,6 +71,25 @@ def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, monkeypatch):
     assert not list((tmp_path / "2-1").glob("*.jsonl")) and not (tmp_path / "2-1" / "checkpoints").exists()
 
 
+@pytest.mark.slow
+def test_the_command_of_the_shipped_configuration_trains_on_two_processes(tmp_path):
+    ddp = Path(__file__).parent.parent / "notebooks" / "profiles" / "accelerate" / "ddp.yaml"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "FALCON_RESULTS": str(tmp_path)}
+    for place, arm in enumerate(("sft", "falcon")):
+        port = str(20000 + (os.getpid() + place) % 20000)
+        command = ["-m", "accelerate.commands.launch", "--config_file", str(ddp), "--main_process_port", port, "-m", "falconlib"]
+        command += ["train", "--arm", arm, "--profile", "smoke", "--set", "model.device=cpu", "--set", "train.steps=1"]
+        done = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, env=environment, check=False, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("seed 0, profile smoke") == 1, "only the first process speaks"
+        folder = tmp_path / "runs" / "smoke" / "train" / f"{arm}-s0"
+        rows = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert rows == sorted(set(rows)) and (folder / "manifest.json").is_file()
+        assert (folder / "adapter" / "adapter_model.safetensors").is_file() and not list(folder.glob("memory-1*"))
+
+
 def test_the_mirror_gets_every_known_number(tmp_path, monkeypatch):
     row = {"step": 2, "reward": 0.5, "inner_gain": None, "errors": {"fail": 3}, "completions": 8}
     assert numbers(row) == {"reward": 0.5, "errors/fail": 3.0, "completions": 8.0}

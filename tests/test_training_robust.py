@@ -17,9 +17,10 @@ from falconlib.judge.static import StaticJudge
 from falconlib.memory.embed import get_embedder
 from falconlib.memory.long_term import LongTermMemory
 from falconlib.memory.short_term import ShortTermMemory
+from falconlib.policy import generate
 from falconlib.records import Reward
 from falconlib.rollout import Conductor
-from falconlib.training import batches, checkpoint, mrlf
+from falconlib.training import batches, checkpoint, inner, mrlf
 from falconlib.training.advantages import scored
 from falconlib.training.arms import configure
 from falconlib.training.batches import Example, MicroBatches, collate, count_tokens, micro_batches, score_batch
@@ -124,7 +125,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_theta_moves(tmp_path, pr
     assert len(saved) == 8 and json.loads(saved[0])["task_id"] and not (tmp_path / "checkpoints").exists()
 
 
-def test_ctrl_c_ends_the_step_saves_it_and_the_run_goes_on_from_there(tmp_path, profile, scripted_sandbox, capsys):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "preempted"])
+def test_ctrl_c_ends_the_step_saves_it_and_the_run_goes_on_from_there(tmp_path, profile, scripted_sandbox, capsys, stop):
     profile = override(profile, {"train.steps": 3, "train.checkpoint_every": 50})
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()
@@ -132,14 +134,65 @@ def test_ctrl_c_ends_the_step_saves_it_and_the_run_goes_on_from_there(tmp_path, 
     make_run(whole, profile, scripted_sandbox).run(progress=False)
     run = make_run(cut, profile, scripted_sandbox)
     choose = run.choose
-    run.choose = lambda step: os.kill(os.getpid(), signal.SIGINT) or choose(step)
-    handler = signal.getsignal(signal.SIGINT)
+    run.choose = lambda step: os.kill(os.getpid(), stop) or choose(step)
+    handler = signal.getsignal(stop)
     with pytest.raises(KeyboardInterrupt):
         run.run(progress=False)
     assert [p.name for p in checkpoint.existing(cut / "checkpoints")] == ["step-000001"] and len(metrics(cut)) == 1
-    assert "stopping after this step" in capsys.readouterr().err and signal.getsignal(signal.SIGINT) is handler
+    assert "stopping after this step" in capsys.readouterr().err and signal.getsignal(stop) is handler
     make_run(cut, profile, scripted_sandbox).run(progress=False)
     assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_inner_gradient_that_is_not_finite_stops_the_run_before_the_query(
+    tmp_path, profile, scripted_sandbox, monkeypatch, bad
+):
+    run = make_run(tmp_path, profile, scripted_sandbox)
+    plain = inner.inner_loss
+    monkeypatch.setattr(inner, "inner_loss", lambda *args: plain(*args) * bad)
+    before = [p.clone() for p in run.parameters]
+    with pytest.raises(FalconError, match="not finite"):
+        run.run(progress=False)
+    assert all(torch.equal(p, q) for p, q in zip(run.parameters, before, strict=True))
+    saved = [json.loads(line) for line in (tmp_path / "bad_batch_step1.jsonl").read_text().splitlines()]
+    assert {row["group"] for row in saved} == {"support"} and not any(run.conductor.short_term.get(t.task_id) for t in TASKS)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_logits_that_are_not_finite_write_no_program(tiny_policy, monkeypatch, temperature):
+    head = tiny_policy.model.get_output_embeddings()
+    monkeypatch.setattr(head, "forward", lambda x: torch.nn.functional.linear(x, head.weight) * float("nan"))
+    with pytest.raises(FalconError, match="logits are not finite"):
+        generate.generate(tiny_policy, ["def f"], [generate.Row(0, 1)], max_new_tokens=4, temperature=temperature)
+
+
+def test_sampling_that_runs_out_of_memory_goes_on_with_fewer_rows_and_the_same_programs(tiny_policy, monkeypatch, capsys):
+    rows, plain, sizes, room = [generate.Row(i % 2, i) for i in range(9)], generate.decode_batch, [], [9]
+
+    def scarce(policy, encoded, rows, *rest):
+        sizes.append(len(rows))
+        if len(rows) > room[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plain(policy, encoded, rows, *rest)
+
+    monkeypatch.setattr(generate, "decode_batch", scarce)
+    found = []
+    for room[0] in (9, 3):
+        found.append(generate.generate(tiny_policy, ["def f", "class A"], rows, max_new_tokens=6, temperature=0.7))
+    assert [c.text for c in found[0]] == [c.text for c in found[1]] and sizes == [9, 9, 4, 2, 2, 2, 2, 1]
+    assert "going on with 2 completions" in capsys.readouterr().err
+    room[0] = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        generate.generate(tiny_policy, ["def f"], rows[:1], max_new_tokens=6, temperature=0.7)
+
+
+def test_a_resumed_run_keeps_the_smaller_micro_batches(tmp_path, profile, scripted_sandbox):
+    run = make_run(tmp_path, profile, scripted_sandbox)
+    run.micro.tokens = 100
+    run.run(progress=False)
+    run = make_run(tmp_path, profile, scripted_sandbox)
+    assert run.micro.tokens != 100 and run.resume() and run.micro.tokens == 100
 
 
 def test_a_step_without_anything_to_learn_leaves_theta_to_no_momentum(tmp_path, profile, scripted_sandbox):

@@ -7,6 +7,7 @@ leave the batch. Every row draws from its own random stream, so that adding or r
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -96,12 +97,14 @@ def generate(
         batch_rows: rows computed at once. progress: called with the number of rows that ended.
 
     Raises:
-        FalconError: a prompt that leaves no room in the model's context.
+        FalconError: an empty prompt, or one that leaves no room in the model's context.
     """
     encoded = [policy.encode(p) for p in prompts]
     limit = getattr(policy.model.config, "max_position_embeddings", None) or 1 << 30
     for text, ids in zip(prompts, encoded, strict=True):
-        if not ids or len(ids) + max_new_tokens > limit:
+        if not ids:
+            raise FalconError("a prompt is empty: there is no token to go on from", "render it with falconlib.prompts")
+        if len(ids) + max_new_tokens > limit:
             raise FalconError(
                 f"prompt of {len(ids)} tokens + {max_new_tokens} new ones; the context holds {limit}: {text[:60]!r}..."
             )
@@ -109,15 +112,28 @@ def generate(
     order = sorted(range(len(rows)), key=lambda i: (len(encoded[rows[i].prompt]), i))  # like lengths together: less padding
     with FastWeights(policy.model).active(deltas) as adapted:
         fast = adapted if deltas is not None else None  # theta alone: all tasks share it
-        for start in range(0, len(order), batch_rows):
-            batch = order[start : start + batch_rows]
-            sampler = decode_seq2seq if policy.seq2seq else decode_batch
-            found = sampler(
-                policy, encoded, [rows[i] for i in batch], max_new_tokens, temperature, top_p, tuple(stop), fast, progress
-            )
+        sampler = decode_seq2seq if policy.seq2seq else decode_batch
+        while order:
+            batch = order[:batch_rows]
+            try:
+                found = sampler(
+                    policy, encoded, [rows[i] for i in batch], max_new_tokens, temperature, top_p, tuple(stop), fast, progress
+                )
+            except RuntimeError as error:
+                if not out_of_memory(error) or len(batch) == 1:
+                    raise
+                batch_rows, found = len(batch) // 2, []
+                sys.stderr.write(f"falconlib: out of memory; going on with {batch_rows} completions at once\n")
+                continue
             for i, completion in zip(batch, found, strict=True):
                 done[i] = completion
+            order = order[len(batch) :]
     return done  # type: ignore[return-value]
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """torch.OutOfMemoryError is a RuntimeError; the CPU's allocator and cuBLAS have no class of their own."""
+    return any(words in str(error) for words in ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED"))
 
 
 class Ending:
@@ -249,6 +265,8 @@ def stream(seed: int, count: int) -> torch.Tensor:
 def sample(logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens (R,) and their log-probs (R,) from logits (R, V) by inverting the cumulative distribution at `uniform` (R,)."""
     logits = logits.float()
+    if not torch.isfinite(logits.amax(-1)).all():  # the search below would answer with the last word of the vocabulary
+        raise FalconError("the model's logits are not finite", "its weights are broken: lower train.lr, or load another adapter")
     if temperature == 0:
         return logits.argmax(-1), torch.zeros(len(logits))
     logprobs = torch.log_softmax(logits / temperature, -1)

@@ -13,6 +13,25 @@ from falconlib.errors import FalconError
 
 __all__ = ["run_arm"]
 
+# the model card of an adapter, in the place of peft's empty one, which names the cache folder of this machine
+CARD = """---
+library_name: peft
+tags: [lora, code, falcon]
+---
+# {name}, trained by the arm `{arm}`
+
+A LoRA adapter of {name}, made by `falconlib` (profile {p.name}, seed {p.train.seed}). The arm: {what}.
+Results: its run's report. FOLDER is this folder:
+`falconlib eval --model {name} --adapter FOLDER --tasks humaneval`, or
+
+```python
+from falconlib.config import ModelConfig
+from falconlib.policy.models import load_policy
+
+policy = load_policy(ModelConfig(name="{name}"), adapter="FOLDER")
+```
+"""
+
 
 def run_arm(
     profile: Profile,
@@ -32,7 +51,7 @@ def run_arm(
 
     Raises FalconError: unknown arm, missing SFT adapter, no task whose gold fits the sampled length, no run to equal.
     """
-    from falconlib.files import JsonLines, write_json
+    from falconlib.files import JsonLines, write_json, write_text
     from falconlib.policy.models import load_policy
     from falconlib.tasks import load_tasks
     from falconlib.training import distributed
@@ -70,7 +89,8 @@ def run_arm(
     if arm != "base":
         policy.model.peft_config["default"].base_model_name_or_path = profile.model.name  # not the cache folder of this machine
         policy.model.save_pretrained(folder / "adapter", save_embedding_layers=False)  # "auto" would ask the hub
-        (folder / "adapter" / "README.md").unlink(missing_ok=True)  # peft's empty card names the cache folder of this machine
+        card = CARD.format(name=profile.model.name, arm=arm, what=SETTINGS[arm][0], p=profile)
+        write_text(folder / "adapter" / "README.md", card)
     write_json(folder / "budget.json", budget)
     return policy
 
@@ -126,3 +146,5 @@ def train_rl(policy, tasks, profile: Profile, seed: int, folder: Path, progress:
     finally:
         if long is not None:
             long.close()
+            for end in SIDE if rank() else ():  # the first process's is the run's; a resumed run takes the checkpoint's
+                Path(f"{folder / name}{end}").unlink(missing_ok=True)

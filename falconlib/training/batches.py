@@ -18,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from falconlib.config import Profile
 from falconlib.errors import FalconError
 from falconlib.policy.fast_weights import FastWeights
+from falconlib.policy.generate import out_of_memory
 from falconlib.policy.models import Policy
 from falconlib.policy.score import score
 
@@ -142,8 +143,8 @@ class MicroBatches:
                 work(todo[0])
                 todo = todo[1:]
                 continue
-            except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator has no class of its own
-                if not any(words in str(error) for words in ("out of memory", "can't allocate memory")):
+            except RuntimeError as error:
+                if not out_of_memory(error):
                     raise
             if len(todo[0]) == 1:
                 raise FalconError(

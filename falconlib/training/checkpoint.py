@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from falconlib.errors import FalconError
-from falconlib.files import REMEDIES, disk_errors
+from falconlib.files import REMEDIES, disk_errors, sha256, sha256_of
 from falconlib.policy.models import Policy
 
 
@@ -30,8 +30,8 @@ def save(
     folder: Path, step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: dict[str, Any], memory=None, keep: int = 2,
     critic=None,
 ) -> Path:  # fmt: skip
-    """Writes `step` into `folder` and drops all but the last `keep` checkpoints. `memory` is a LongTermMemory or None, `critic` a
-    Critic or None.
+    """Writes `step` into `folder`, with a hash of every file, and drops all but the last `keep` checkpoints. `memory` is a
+    LongTermMemory or None, `critic` a Critic or None.
 
     Raises FalconError when the disk is full or not writable; the checkpoints before stay.
     """
@@ -48,11 +48,12 @@ def _write(folder: Path, step: int, policy: Policy, optimizer, state: dict, memo
     scratch.mkdir(parents=True)
     save_file({n: p.detach().cpu().contiguous() for n, p in theta(policy).items()}, scratch / "theta.safetensors")
     torch.save(optimizer.state_dict(), scratch / "optimizer.pt")
-    (scratch / "state.json").write_text(json.dumps({"step": step, **state}), encoding="utf-8")
     if critic is not None:
         torch.save(critic.state_dict(), scratch / "critic.pt")
     if memory is not None:
         memory.snapshot(scratch / "long_term.sqlite")
+    whole = {"step": step, **state, "files": {path.name: sha256(path) for path in sorted(scratch.iterdir())}}
+    (scratch / "state.json").write_text(json.dumps(whole | {"hash": sha256_of(whole)}), encoding="utf-8")
     for path in scratch.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -69,11 +70,17 @@ def existing(folder: Path) -> list[Path]:
 
 
 def load(path: Path, policy: Policy, optimizer: torch.optim.Optimizer, critic=None) -> dict[str, Any]:
-    """Puts a checkpoint back into policy, optimizer and critic and returns its state. Raises FalconError when it does not fit."""
+    """Puts a checkpoint back into policy, optimizer and critic and returns its state.
+
+    Raises FalconError when it does not fit, and when any of its bytes are not those that were written."""
     others = [p.name for p in existing(path.parent) if p != path]
     remedy = f"delete {path}" + (f"; the run then resumes at {others[-1]}" if others else "; the run then starts anew")
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if state.pop("hash") != sha256_of(state) or path.name != f"step-{state['step']:06d}":
+            raise ValueError("state.json is damaged, or of another step")
+        if broken := [name for name, digest in state["files"].items() if sha256(path / name) != digest]:
+            raise ValueError(f"{broken[0]} is damaged")
         stored = load_file(path / "theta.safetensors")
         mine = theta(policy)
         if {n: t.shape for n, t in stored.items()} != {n: p.shape for n, p in mine.items()}:

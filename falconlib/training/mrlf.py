@@ -9,6 +9,8 @@ processes (see training.distributed) a step has N tasks per process, and all of 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import random
 import signal
@@ -16,7 +18,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from tqdm.auto import tqdm
 
 from falconlib.config import Profile
 from falconlib.errors import FalconError
-from falconlib.files import JsonLines, sha256_of, write_text
+from falconlib.files import JsonLines, write_text
 from falconlib.policy.models import Policy
 from falconlib.records import Episode, Task, to_json
 from falconlib.rollout import Conductor, stream_seed
@@ -40,11 +42,14 @@ from falconlib.training.metrics import step_metrics
 from falconlib.training.mirror import Watch
 from falconlib.training.outer import Outer, SupportHalf
 from falconlib.training.value_head import ValueHead
+from falconlib.typed import leaves
 from falconlib.watch import alarms, forgery
 
 CURRICULUM_RATE = 0.3  # [ours] the running pass rate remembers about three visits
 CURRICULUM_FLOOR = 0.05  # [ours] no task is ever out of reach
 CRITICS = {"critic": ErrorCritic, "gae": ValueHead}  # of the arms that have one, by train.advantage
+FREE = ("name", "arms", "seeds", "ablations", "rates", "eval.", "sft.", "train.steps", "train.keep", "train.checkpoint_every",
+        "train.mirror")  # settings that do not change a step  # fmt: skip
 LONGEST = 20  # [ours] a run with a budget ends at so many times train.steps all the same
 
 
@@ -72,6 +77,7 @@ class MRLF:
         known, critic = {t.task_id: t for t in self.tasks}, CRITICS.get(train.advantage)
         self.critic = critic(self.policy, self.profile, self.micro, known) if critic else None
         self.outer = Outer(self.policy, self.conductor, known, self.profile, self.micro, self.critic)
+        self.start = theta_hash(self.parameters)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=train.lr, betas=(0.9, 0.99), weight_decay=0.0)
         self.metrics = JsonLines(self.folder / "metrics.jsonl")
         self.counted: dict[str, int] = {}  # the judge's questions up to the last step
@@ -122,9 +128,12 @@ class MRLF:
         support = gather(collect(own, group="support", step=step, rollouts=range(size - best), memory_share=share))
         if best:
             support += gather(collect(own, group=GREEDY, step=step, rollouts=range(size - best, size), greedy=True))
-        adaptation, query = None, []
+        adaptation, query, norms = None, [], []
         if not plain_rl:
             adaptation = timed("inner", self.adapt, own, support)  # local level
+            norms = gather(list(adaptation.norms))
+            if not all(map(math.isfinite, norms)):
+                self.give_up(step, support)
             found = collect(own, group="query", step=step, rollouts=range(size, train.group), deltas=adaptation.deltas)
             query = gather(found)
         outer = timed("update", self.update, step, own, tasks, support, query, adaptation)  # global level
@@ -133,7 +142,6 @@ class MRLF:
         self.totals["completions"] += len(support) + len(query)
         self.totals["programs"] += len({(e.task_id, e.code) for e in [*support, *query]})
         self.totals["trained_tokens"] += outer.pop("trained_tokens") + (sum(gather([adaptation.tokens])) if adaptation else 0)
-        norms = gather(list(adaptation.norms)) if adaptation else []
         row = step_metrics(support, query, norms, effect, outer, self.profile) | self.totals | self.judge_counts()
         done = row["completions"]
         row["sentinel"] = self.conductor.sentinel(tasks[0], done - len(support) - len(query), done)
@@ -210,6 +218,7 @@ class MRLF:
             "settings": self.settings(),
             "pass_rate": self.pass_rate,
             "totals": self.totals,
+            "micro_tokens": self.micro.tokens,
             "short_term": short.state() if short is not None else None,
         }
         folder, keep = self.folder / "checkpoints", self.profile.train.keep
@@ -228,24 +237,30 @@ class MRLF:
                     f"{found[-1]} belongs to arm {state['arm']}, seed {state['seed']}",
                     f"delete {self.folder} or use another folder",
                 )
-            if state["settings"] != self.settings():
-                raise FalconError(f"{found[-1]} was made with other settings", f"delete {self.folder} or use another folder")
+            mine = self.settings()
+            if other := [name for name in sorted({*mine, *state["settings"]}) if mine.get(name) != state["settings"].get(name)]:
+                was, now = state["settings"].get(other[0]), mine.get(other[0])
+                raise FalconError(
+                    f"{found[-1]} was made with other settings: {other[0]} {was} -> {now}",
+                    f"delete {self.folder} or use another folder",
+                )
             step, self.pass_rate, self.totals = state["step"], state["pass_rate"], state["totals"]
+            self.micro.tokens = state["micro_tokens"]
             if self.conductor.short_term is not None:
                 self.conductor.short_term.load(state["short_term"])
             if self.conductor.long_term is not None:
                 self.conductor.long_term.restore(found[-1] / "long_term.sqlite")
         for log in (self.metrics, self.timings) if rank() == 0 else ():
             log.truncate(step)
+        if rank() == 0 and len(self.metrics.rows()) < step:
+            raise FalconError(f"{self.folder / 'metrics.jsonl'} lacks steps before {step}", f"delete {self.folder} to start anew")
         return step
 
-    def settings(self) -> str:
-        """Hash of everything but the number of steps that the run depends on: a checkpoint of other settings is not ours."""
-        profile = asdict(self.profile)
-        for name in ("name", "arms", "seeds", "ablations", "rates", "eval", "sft"):
-            del profile[name]
-        profile["train"] |= {"steps": 0, "keep": 0, "checkpoint_every": 0, "mirror": ""}
-        return sha256_of([profile, world(), fingerprint(self.tasks)])
+    def settings(self) -> dict[str, Any]:
+        """All but the number of steps that the run depends on, by name: a checkpoint of other settings is not ours."""
+        known = {name: value for name, (_, value) in leaves(self.profile).items() if not name.startswith(FREE)}
+        facts = {"model": self.policy.fingerprint, "theta at the start": self.start, "processes": world()}
+        return json.loads(json.dumps(known | facts | {"tasks": fingerprint(self.tasks)}))  # as a checkpoint has them
 
     def distrust(self, step: int, task: Task, code: str) -> None:
         """A forgery that passes stops the run, with the program saved: whatever lets it pass may have rewarded others."""
@@ -265,9 +280,17 @@ class MRLF:
         )
 
 
+def theta_hash(parameters: Sequence[torch.nn.Parameter]) -> str:
+    """Hash of what a run starts from: another SFT adapter makes another run."""
+    bits = hashlib.sha256()
+    for p in parameters:
+        bits.update(p.detach().float().cpu().numpy().tobytes())
+    return bits.hexdigest()[:16]
+
+
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """Inside the block the first Ctrl-C only fills the yielded list; the second one is a KeyboardInterrupt again."""
+    """Inside the block the first Ctrl-C or SIGTERM only fills the yielded list; the second one does what it did before."""
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield asked
@@ -275,11 +298,16 @@ def interruptible() -> Iterator[list[int]]:
 
     def note(number: int, _frame: Any) -> None:
         asked.append(number)
-        signal.signal(signal.SIGINT, before)
+        restore()
         sys.stderr.write("falconlib: stopping after this step; Ctrl-C again stops at once\n")
 
-    before = signal.signal(signal.SIGINT, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()

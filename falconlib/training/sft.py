@@ -59,26 +59,13 @@ def train_sft(policy: Policy, tasks: Sequence[Task], profile: Profile, seed: int
         log.truncate(0)
     with tempfile.TemporaryDirectory() as scratch, quiet():
         shared = dict(
-            output_dir=scratch,
-            num_train_epochs=sft.epochs,
-            max_steps=sft.max_steps or -1,
-            per_device_train_batch_size=sft.batch,
-            learning_rate=sft.lr,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.1,
-            max_grad_norm=profile.train.clip_norm,
-            weight_decay=0.0,
-            gradient_checkpointing=False,
+            output_dir=scratch, num_train_epochs=sft.epochs, max_steps=sft.max_steps or -1, per_device_train_batch_size=sft.batch,
+            learning_rate=sft.lr, lr_scheduler_type="cosine", warmup_steps=0.1, max_grad_norm=profile.train.clip_norm,
+            weight_decay=0.0, gradient_checkpointing=False, use_cpu=policy.device.type == "cpu",
             bf16=profile.model.dtype == "bfloat16" and policy.device.type == "cuda",
-            use_cpu=policy.device.type == "cpu",
-            dataloader_pin_memory=policy.device.type == "cuda",
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=not progress,
-            seed=seed,
-            data_seed=seed,
-        )
+            dataloader_pin_memory=policy.device.type == "cuda", logging_steps=1, save_strategy="no", report_to="none",
+            disable_tqdm=not progress, seed=seed, data_seed=seed,
+        )  # fmt: skip
         common = {"model": policy.model, "processing_class": policy.tokenizer, "callbacks": [Record()]}
         if policy.seq2seq:
             ends = [len(r["input_ids"]) - sum(r["completion_mask"]) for r in rows]
