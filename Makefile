@@ -72,7 +72,7 @@ docs: $(STAMP)
 
 lab: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lab]"
-	$(BIN)/python -m jupyter lab notebooks
+	$(BIN)/python -m jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 notebooks: $(STAMP)
 	$(BIN)/python notebooks/bootstrap.py

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes.util
 import importlib.metadata
-import importlib.util
 import os
 import shutil
 import socket
@@ -63,10 +62,9 @@ def examine(profile_name: str, overrides: dict[str, Any] | None = None) -> list[
     for name, check in checks.items():
         try:
             rows.append(Row(name, "OK", check(profile)))
-        except FalconError as error:
-            rows.append(Row(name, "missing", error.message, error.remedy, name not in optional))
-        except ImportError as error:
-            rows.append(Row(name, "missing", str(error), "make setup", name not in optional))
+        except (FalconError, ImportError) as error:
+            text, remedy = (error.message, error.remedy) if isinstance(error, FalconError) else (str(error), "make setup")
+            rows.append(Row(name, "missing", text, remedy, name not in optional))
     return rows
 
 
@@ -103,16 +101,14 @@ def torch_build(profile: Profile) -> str:
 
 
 def faiss_build(profile: Profile) -> str:
-    """The installed build; two at once overwrite each other's files."""
-    names = {d.metadata["Name"] for d in importlib.metadata.distributions() if (d.metadata["Name"] or "").startswith("faiss")}
-    if len(names) > 1:
-        builds = " ".join(sorted(names))
-        raise FalconError(f"two builds at once: {builds}", f"pip uninstall -y {builds}, then pip install 'falconlib[cpu]'")
-    if importlib.util.find_spec("faiss") is None:
-        return "none: memory searches with numpy; the faster way: pip install -e '.[cpu]'"
     from falconlib.memory._faiss import load_faiss
 
-    return f"{', '.join(names)} {load_faiss().__version__}"
+    faiss = load_faiss()
+    return (
+        f"{faiss.__version__}, GPUs: {faiss.get_num_gpus()}"
+        if faiss
+        else "none: memory searches with numpy; the faster way: pip install -e '.[cpu]'"
+    )
 
 
 def sandbox_layers(profile: Profile) -> str:

@@ -18,7 +18,11 @@ def did_you_mean(kind: str, value: object, allowed) -> FalconError:
     """An unknown name: says what is known and what comes closest."""
     import difflib
 
-    known = [str(a) for a in allowed]
-    close = difflib.get_close_matches(str(value), known, n=1)
-    remedy = f"use {close[0]!r}" if close else f"use one of them as the {kind}"
+    known, asked = [str(a) for a in allowed], str(value).rpartition(": ")[2]  # what stands behind a file and its line
+    group = asked.rpartition(".")[0] + "."
+    if family := [name for name in known if name.startswith(group)]:  # of train.x, the names of train
+        known, asked = family, asked.removeprefix(group)
+    names = {name: name for name in known} | {name.rpartition(".")[2]: name for name in known}
+    close = difflib.get_close_matches(asked, names, n=1)
+    remedy = f"use {names[close[0]]!r}" if close else f"use one of them as the {kind}"
     return FalconError(f"unknown {kind} {value!r}; known: {', '.join(known)}", remedy)

@@ -1,7 +1,7 @@
 """The graph of the notebooks: which stages there are, in which order, what is up to date and why not.
 
 Each stage is a notebook with its parameters (06_train: one stage per arm and seed). Its key holds the hashes of its code
-cells, of falconlib, of its parameters, of the data, and of what the stages before it wrote; a stage is up to date when
+cells, of falconlib, of its parameters, of the data it reads, and of what the stages before it wrote; a stage is up to date when
 its manifest has the same key and its outputs still have the recorded hashes. Folders, relative to results/runs/<profile>:
 the stage's own (manifest.json, attempt.json, log.txt, the executed notebook) and the shared tables/ and figures/.
 Runs nothing itself (workflow.py does) and knows nothing of what the notebooks compute.
@@ -31,13 +31,15 @@ class Node:
     """One notebook of the graph.
 
     name: without ending. needs: earlier notebooks whose outputs it reads. writes: files below results/runs/<profile>
-    that its manifest must list ("{stage}" stands for its own folder). grid: one stage per arm and seed.
+    that its manifest must list ("{stage}" stands for its own folder). grid: one stage per arm and seed. data: folders of
+    data/ that only nodes which name them read; what no node names concerns all of them.
     """
 
     name: str
     needs: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
     grid: bool = False
+    data: tuple[str, ...] = ()
 
 
 def _figure(name: str) -> tuple[str, ...]:
@@ -56,7 +58,7 @@ GRAPH = (
         "07_benchmarks", needs=("01_tasks", "06_train"), writes=("tables/main.csv", "tables/contrasts.csv", *_figure("pass_at_k"))
     ),
     Node("08_ablations", needs=("06_train",), writes=("tables/ablations.csv", *_figure("ablations"))),
-    Node("09_preferences", needs=("06_train",), writes=("tables/preferences.csv",)),
+    Node("09_preferences", needs=("06_train",), writes=("tables/preferences.csv",), data=("data/preferences/",)),
     Node(
         "10_report",
         needs=("01_tasks", "02_sandbox", "04_long_term_memory", "06_train", "07_benchmarks", "08_ablations", "09_preferences"),
@@ -156,6 +158,7 @@ class Workflow:
         self.steps = steps_of(graph, self.profile)
         self.library = library_hashes()
         self.data = data_hashes(self.profile)
+        self.special = tuple({folder for node in graph for folder in node.data})
 
     def check(self, steps: list[Step]) -> None:
         """Raises FalconError when a notebook of `steps` is missing, differs from its .py, or does not know its parameters."""
@@ -185,8 +188,9 @@ class Workflow:
             config["rates"] = [rate for rate in config["rates"] if rate.split("=")[0] in own]
         cell = {"arm": step.arm, "seed": step.seed} if step.arm is not None else {}
         inputs = {need: self.outputs_hash(need) for need in step.needs}
-        code = {"notebook": code_hash(self.source(step.node)), "falconlib": self.library}
-        return {**code, "parameters": config | cell, "inputs": inputs, "data": self.data}
+        found = {"notebook": code_hash(self.source(step.node)), "falconlib": self.library, "inputs": inputs}
+        data = {n: h for n, h in self.data.items() if n.startswith(step.node.data) or not n.startswith(self.special)}
+        return found | {"parameters": config | cell, "data": data}
 
     def outputs_hash(self, key: str) -> str | None:
         """Hash over what a finished stage wrote, None when it is not finished. Equal outputs leave its readers fresh."""
@@ -237,14 +241,13 @@ def _plain(value: Any) -> Any:
 
 def _absolute(overrides: dict[str, Any]) -> dict[str, Any]:
     """The overrides with existing relative paths made absolute: a notebook's kernel works in another folder."""
-    found = dict(overrides)
-    for key in ("tasks.train", "tasks.benchmarks"):
-        if isinstance(found.get(key), list):
-            found[key] = [str(Path(n).resolve()) if isinstance(n, str) and Path(n).is_file() else n for n in found[key]]
-    model = found.get("model.name")
-    if isinstance(model, str) and model.startswith(".") and Path(model).is_dir():
-        found["model.name"] = str(Path(model).resolve())
-    return found
+
+    def place(value: Any) -> Any:
+        there = isinstance(value, str) and (Path(value).is_file() or ("/" in value and Path(value).is_dir()))
+        return str(Path(value).resolve()) if there else value
+
+    named = {name: overrides[name] for name in ("tasks.train", "tasks.benchmarks", "model.name") if name in overrides}
+    return overrides | {n: [place(v) for v in value] if isinstance(value, list) else place(value) for n, value in named.items()}
 
 
 def library_hashes() -> dict[str, str]:
@@ -275,13 +278,9 @@ def data_hashes(profile: Profile) -> dict[str, str]:
 def differences(manifest: dict[str, Any], key: dict[str, Any]) -> list[str]:
     """What of the key is not as the manifest recorded it, in words."""
     found = [] if manifest.get("notebook") == key["notebook"] else ["its code cells changed"]
-    for section, template in (("parameters", "{name}: {old} -> {new}"), ("inputs", "what {name} wrote changed")):
-        found += _changed(manifest.get(section, {}), key[section], template)
-    return found + [
-        text for part in ("falconlib", "data") for text in _changed(manifest.get(part, {}), key[part], "{name} changed")
-    ]
-
-
-def _changed(old: dict[str, Any], new: dict[str, Any], template: str) -> list[str]:
-    names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-    return [template.format(name=name, old=old.get(name), new=new.get(name)) for name in names]
+    words = {"parameters": "{}: {} -> {}", "inputs": "what {} wrote changed", "falconlib": "{} changed", "data": "{} changed"}
+    for section, template in words.items():
+        old, new = manifest.get(section, {}), key[section]
+        changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+        found += [template.format(name, old.get(name), new.get(name)) for name in changed]
+    return found

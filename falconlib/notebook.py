@@ -24,6 +24,8 @@ from falconlib.files import sha256_of, write_text
 from falconlib.reporting.run import REPO, die_with_parent
 
 DEAD = "DeadKernelError"
+# JupyterLab brings it, jsonschema imports it for a check that notebooks do not need, and it takes a second of each stage
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 
 def read_cells(path: Path) -> list[dict[str, Any]]:

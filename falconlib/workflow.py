@@ -172,11 +172,8 @@ def unproven(workflow: Workflow, step: Step, token: str) -> str:
 
 def explain(failure: dict[str, str], folder: Path) -> str:
     """The failure of a child in words."""
-    if failure["name"] == DEAD:
-        return (
-            f"its kernel died, probably out of memory: try a smaller train.micro_tokens or eval limit; log: {folder / 'log.txt'}"
-        )
-    return f"{failure['name']}: {failure['message']}; log: {folder / 'log.txt'}"
+    died = "its kernel died, probably out of memory: try a smaller train.micro_tokens or eval limit"
+    return f"{died if failure['name'] == DEAD else failure['name'] + ': ' + failure['message']}; log: {folder / 'log.txt'}"
 
 
 def prepare(workflow: Workflow, steps: list[Step], echo: Callable[[str], None]) -> None:
@@ -249,9 +246,7 @@ class Children(contextlib.ExitStack):
 class Progress:
     """Lines about the run: position, status, elapsed time, and the time left as far as earlier runs tell it."""
 
-    def __init__(
-        self, workflow: Workflow, steps: list[Step], force: bool, echo: Callable[[str], None], live: bool, jobs: int = 1
-    ):
+    def __init__(self, workflow: Workflow, steps: list[Step], force: bool, echo: Callable[[str], None], live: bool, jobs: int):
         self.steps, self.echo, self.live, self.jobs = steps, echo, live, jobs
         self.began = time.monotonic()
         self.expected: dict[str, float | None] = {}
@@ -281,8 +276,8 @@ class Progress:
     def tick(self, working: list[Attempt]) -> None:
         if self.live and working:
             places = "; ".join(f"{self._place(attempt.step)}: {clock(attempt.spent())}" for attempt in working)
-            line = f"{places}, {self._elapsed(working)}"
-            self.echo(REDRAW + line[: shutil.get_terminal_size().columns - 1])  # a line that wraps could not be redrawn
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be redrawn
+            self.echo(REDRAW + f"{places}, {self._elapsed(working)}"[:width])
 
     def end(self, attempt: Attempt, problem: str, working: list[Attempt]) -> None:
         self.expected.pop(attempt.step.key, None)

@@ -29,6 +29,7 @@ WORDS = {
     "CITATION.cff": "how to cite",
     ".pre-commit-config.yaml": "ruff, the pairs of notebooks and the search for secrets, at each commit",
     ".ci/run": "calls the test command",
+    "docs/": "pictures of this page",
     "data/": "committed tasks with their source and licence",
     "notebooks/": "00 to 10, reviewed .py paired with .ipynb; profiles/*.yaml",
     "results/": "reference/: committed runs; runs/: what you just made",

@@ -1,16 +1,17 @@
 """Every arm trains through the one loop, resumes to the same bytes, counts its budget alike, and its special part matters."""
 
 import contextlib
+import functools
 import json
 import shutil
 from itertools import count
 
 import pytest
 import torch
-from conftest import ScriptedSandbox
+from conftest import SMALL, ScriptedSandbox
 from test_mrlf import TASKS, make_run, metrics
 
-from falconlib.config import ARMS, load_profile, override
+from falconlib.config import ARMS, Profile, build, load_profile, override
 from falconlib.errors import FalconError
 from falconlib.graph import GRAPH, steps_of
 from falconlib.memory.embed import get_embedder
@@ -30,10 +31,17 @@ NEW = ["rft", "coderl", "ppocoder", "rloo", "grpo+sl", "grpo+knn"]
 CRITICS = {"coderl": ErrorCritic, "ppocoder": ValueHead}
 
 
-@pytest.fixture
-def quick(profile):
+@pytest.fixture(scope="module")
+def quick():
     """Four steps, so that a head that is still zero at first has time to matter."""
-    return override(profile, {"train.steps": 4, "train.keep": 9, "train.warmup": 0, "train.lr": 3e-3})
+    return override(build(Profile, SMALL), {"train.steps": 4, "train.keep": 9, "train.warmup": 0, "train.lr": 3e-3})
+
+
+@pytest.fixture(scope="module")
+def whole(quick, tmp_path_factory):
+    """arm -> folder of its finished run, which its tests share and leave alone."""
+    root = tmp_path_factory.mktemp("whole")
+    return functools.cache(lambda arm: trained(root / arm, quick, arm) and root / arm)
 
 
 def trained(folder, profile, arm, before=lambda run: None, **changes):
@@ -104,9 +112,9 @@ def test_every_arm_spends_the_same_completions_and_counts_its_budget_alike(tmp_p
 
 
 @pytest.mark.parametrize("arm", NEW)
-def test_every_new_arm_moves_theta_and_resumes_to_the_same_bytes(tmp_path, quick, arm):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    rows = trained(whole, quick, arm)
+def test_every_new_arm_moves_theta_and_resumes_to_the_same_bytes(tmp_path, quick, whole, arm):
+    whole, cut = whole(arm), tmp_path / "cut"
+    rows = metrics(whole)
     assert rows[-1]["trained_tokens"] > 0 and any(row["grad_norm"] > 0 for row in rows)
     shutil.copytree(whole, cut)
     for late in ("step-000003", "step-000004"):
@@ -121,8 +129,8 @@ def test_every_new_arm_moves_theta_and_resumes_to_the_same_bytes(tmp_path, quick
 
 
 @pytest.mark.parametrize("arm", CRITICS)
-def test_a_resume_without_the_critics_state_would_be_another_run(tmp_path, quick, arm, monkeypatch):
-    rows = trained(tmp_path / "run", quick, arm)
+def test_a_resume_without_the_critics_state_would_be_another_run(tmp_path, quick, whole, arm, monkeypatch):
+    rows = metrics(shutil.copytree(whole(arm), tmp_path / "run"))
     for late in ("step-000003", "step-000004"):
         shutil.rmtree(tmp_path / "run" / "checkpoints" / late)
     monkeypatch.setattr(CRITICS[arm], "load_state_dict", lambda *_: None)
@@ -144,9 +152,9 @@ def test_a_resume_without_the_critics_state_would_be_another_run(tmp_path, quick
         ("grpo+knn", {"long_term__prompt_share": 0.0}),
     ],
 )
-def test_what_is_special_to_an_arm_matters(tmp_path, quick, arm, off):
-    assert trained(tmp_path / "on", quick, arm) and trained(tmp_path / "off", quick, arm, **off)
-    assert theta(tmp_path / "on") != theta(tmp_path / "off")
+def test_what_is_special_to_an_arm_matters(tmp_path, quick, whole, arm, off):
+    assert trained(tmp_path / "off", quick, arm, **off)
+    assert theta(whole(arm)) != theta(tmp_path / "off")
 
 
 # ---- RFT, GRPO + SL
@@ -233,8 +241,8 @@ def test_coderls_last_rollout_is_the_likeliest_program_and_teaches_no_policy_gra
         assert tuple(likeliest.tolist()) == e.tokens
 
 
-def test_the_critics_take_turns_with_the_cross_entropy(tmp_path, quick):
-    rows = trained(tmp_path / "run", quick, "coderl")
+def test_the_critics_take_turns_with_the_cross_entropy(whole):
+    rows = metrics(whole("coderl"))
     assert [row["loss_sl"] is not None for row in rows] == [False, True, False, True]
     assert all(row["loss_pg"] == 0 for row in rows[1::2]) and rows[0]["loss_pg"] != 0
 
@@ -312,20 +320,20 @@ def test_the_value_heads_advantages_are_gae_of_the_end_reward_less_the_drift(tin
 
 
 @pytest.mark.parametrize("name", ["ast_match", "dataflow_match"])
-def test_the_match_with_gold_matters(tmp_path, quick, monkeypatch, name):
-    trained(tmp_path / "on", quick, "ppocoder")
+def test_the_match_with_gold_matters(tmp_path, quick, whole, monkeypatch, name):
+    on = theta(whole("ppocoder"))
     monkeypatch.setattr(value_head, name, lambda code, gold: len(code) % 5 / 4)
     trained(tmp_path / "off", quick, "ppocoder")
-    assert theta(tmp_path / "on") != theta(tmp_path / "off")
+    assert on != theta(tmp_path / "off")
 
 
-def test_the_drift_from_the_start_matters(tmp_path, quick, monkeypatch):
-    rows = trained(tmp_path / "on", quick, "ppocoder")
+def test_the_drift_from_the_start_matters(tmp_path, quick, whole, monkeypatch):
+    rows = metrics(whole("ppocoder"))
     assert abs(rows[0]["kl"]) < 1e-4 < max(abs(row["kl"]) for row in rows[1:])
     assert rows[0]["kl_beta"] > rows[-1]["kl_beta"]  # far below the target
     monkeypatch.setattr(value_head, "KL_START", 0.0)
     trained(tmp_path / "off", quick, "ppocoder")
-    assert theta(tmp_path / "on") != theta(tmp_path / "off")
+    assert theta(whole("ppocoder")) != theta(tmp_path / "off")
 
 
 # ---- both critics

@@ -244,6 +244,9 @@ def test_training_says_where_its_results_are(capsys, monkeypatch, tmp_path):
     code, out, _ = call(capsys, "train", "--arm", "sft", *small)
     folder = tmp_path / "runs/smoke/train/sft-s0"
     assert code == 0 and str(folder) in out and "adapter" in out and (folder / "manifest.json").is_file()
+    card = (folder / "adapter" / "README.md").read_text()
+    exec(card.split("```python")[1].split("```")[0].replace("FOLDER", str(folder / "adapter")), found := {})
+    assert found["policy"].parameters() and "--model tiny --adapter FOLDER" in card and "seed 0" in card
     code, out, _ = call(capsys, "train", "--arm", "falcon", *small)
     folder = tmp_path / "runs/smoke/train/falcon-s0"
     assert code == 0 and "memory.sqlite" in out and "adapter/adapter_config.json" in (folder / "manifest.json").read_text()

@@ -257,9 +257,9 @@ def test_a_late_server_is_given_up(server, slow):
     held = threading.Event()
     slow = held if slow == "HELD" else slow
     try:
-        assert grade(server, slow, timeout_s=1.0)[0] == Scores() and len(server.bodies) <= 1
+        assert grade(server, slow, timeout_s=0.4)[0] == Scores() and len(server.bodies) <= 1
         server.asked.clear()
-        assert grade(server, "no JSON", slow, timeout_s=2.0)[0] == Scores()  # the repair has what is left
+        assert grade(server, "no JSON", slow, timeout_s=0.8)[0] == Scores()  # the repair has what is left
     finally:
         held.set()
 

@@ -1,6 +1,7 @@
 """What a fresh clone is made from: Makefile, constraints, environment.yml, README and pyproject say the same."""
 
 import re
+import shlex
 import subprocess
 import tomllib
 from pathlib import Path
@@ -194,6 +195,20 @@ def test_the_readme_names_every_notebook_and_command():
         assert f"| `falconlib {name}" in README
 
 
+def test_the_commands_of_the_first_hour_can_be_given():
+    from falconlib.cli import parser
+    from falconlib.commands import parse_settings
+
+    block = README.split("### The first hour")[1].split("```")[1].replace("$R", re.search(r"R=(\S+)", README)[1])
+    lines = [line.split("&&")[0] for line in block.splitlines() if line.startswith("falconlib ")]
+    for line in lines:
+        options = parser().parse_args(shlex.split(line, comments=True)[1:])
+        parse_settings(getattr(options, "set", []))
+        known = [value for value in vars(options).values() if isinstance(value, Path) and "runs" not in value.parts]
+        assert all((REPO / value).exists() for value in known if not value.name.startswith("my_")), line
+    assert len(lines) == 8
+
+
 def test_the_readme_table_is_that_of_the_committed_run():
     from falconlib.reporting import report
 
@@ -202,7 +217,7 @@ def test_the_readme_table_is_that_of_the_committed_run():
         pytest.skip("no reference results are committed yet")
     shown = README.split(report.START)[1].split(report.END)[0].strip()
     assert shown == report.readme_table(main).strip()
-    assert (REPO / re.search(r"!\[.*?\]\((.*?)\)", README)[1]).is_file()
+    assert all((REPO / path).is_file() for path in re.findall(r"!\[[^\[\]]+\]\(([^:)]+)\)", README))
 
 
 def test_licence_and_citation():

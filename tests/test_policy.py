@@ -7,10 +7,10 @@ from safetensors import SafetensorError
 from falconlib.config import LoraConfig, ModelConfig
 from falconlib.errors import FalconError
 from falconlib.policy import embedded
-from falconlib.policy.fast_weights import FastWeights, normalised_step
+from falconlib.policy.fast_weights import Adapted, FastWeights, normalised_step
 from falconlib.policy.generate import Row, generate, sample, stream
 from falconlib.policy.models import first_line, load_policy, resolve_device, tiny_model
-from falconlib.policy.score import score
+from falconlib.policy.score import HeadLogprobs, score
 from falconlib.training import checkpoint
 from falconlib.training.batches import Example, collate
 
@@ -48,6 +48,15 @@ def test_a_row_keeps_its_random_stream_when_others_come_and_go(tiny_policy):
 @pytest.mark.parametrize("batch_rows", [1, 4, 64])
 def test_batch_size_changes_nothing(tiny_policy, batch_rows):
     assert [c.tokens for c in run(tiny_policy, batch_rows=batch_rows)] == [c.tokens for c in run(tiny_policy)]
+
+
+@pytest.mark.parametrize("size", [1, 20])
+def test_prompts_prefilled_in_several_chunks_give_the_same_completions(tiny_policy, monkeypatch, size):
+    for deltas in (None, random_deltas(tiny_policy, 3)):
+        whole = run(tiny_policy, deltas=deltas)
+        with monkeypatch.context() as patch:
+            patch.setattr("falconlib.policy.generate.PREFILL_TOKENS", size)
+            assert [c.tokens for c in run(tiny_policy, deltas=deltas)] == [c.tokens for c in whole]
 
 
 def test_log_probs_equal_those_of_a_plain_forward_with_unmerged_adapters(tiny_policy):
@@ -127,6 +136,30 @@ def test_adapted_generation_in_one_batch_equals_one_task_at_a_time(tiny_policy):
         assert [c.tokens for c in alone] == [c.tokens for c, r in zip(together, ROWS, strict=True) if r.task == task]
 
 
+def test_a_task_at_zero_leaves_the_others_their_fast_weights(tiny_policy):
+    deltas, plain = random_deltas(tiny_policy, 3), run(tiny_policy)
+    moved = run(tiny_policy, deltas=deltas)
+    for d in deltas.values():
+        d[0] = 0
+    found = run(tiny_policy, deltas=deltas)
+    assert [c.tokens for c in found] == [
+        c.tokens for c in (m if r.task else p for r, p, m in zip(ROWS, plain, moved, strict=True))
+    ]
+    assert [c.tokens for c in moved[1::3]] != [c.tokens for c in plain[1::3]]
+
+
+@pytest.mark.parametrize("name", ["Adapted", "HeadLogprobs"])
+def test_a_second_derivative_is_refused_and_not_silently_wrong(name):
+    x, a, b, w = torch.randn(1, 2, 4, requires_grad=True), torch.randn(2, 4), torch.randn(5, 2), torch.randn(5, 4)
+    if name == "Adapted":
+        out = Adapted.apply(x, w, a, b, None, torch.tensor([0]), 2.0, True, False)
+    else:
+        out, _ = HeadLogprobs.apply(x[0], w, None, torch.tensor([1, 2]), torch.ones(2))
+    (slope,) = torch.autograd.grad(out.sin().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
 def test_an_inner_step_has_length_alpha_and_is_zero_without_gradient():
     deltas = {"a": torch.zeros(2, 3, 2), "b": torch.zeros(2, 4, 2)}
     gradients = {n: torch.randn(d.shape) for n, d in deltas.items()}
@@ -186,6 +219,26 @@ def test_damaged_weights_get_one_clear_error(tiny_policy, tmp_path):
     assert first_line(ValueError()) == "ValueError"
 
 
+@pytest.mark.parametrize("part", ["use_dora", "lora_bias"])
+def test_adapters_with_parts_that_the_fast_weights_leave_out_are_refused(tmp_path, part):
+    import peft
+
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], **{part: True})
+    peft.get_peft_model(tiny_model()[0], config).save_pretrained(tmp_path, save_embedding_layers=False)
+    with pytest.raises(FalconError, match=f"has {part}, which"):
+        load_policy(ModelConfig(name="tiny"), adapter=tmp_path)
+
+
+def test_a_model_without_linear_layers_says_which_ones_to_use(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokenizer = tiny_model()[1]
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(FalconError, match=r"(?s)GPT2LMHeadModel has no nn.Linear layer.*remedy: use a model"):
+        load_policy(ModelConfig(name=str(tmp_path)), LoraConfig())
+
+
 def test_a_damaged_copy_of_the_embedded_model_says_how_to_make_it_again(monkeypatch, tmp_path):
     monkeypatch.setenv("FALCON_CACHE", str(tmp_path))
     model, tokenizer, _ = tiny_model()
@@ -220,6 +273,8 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tiny_policy, 
 
 
 def test_bad_input_gets_one_clear_error(tiny_policy, tmp_path):
+    with pytest.raises(FalconError, match="prompt is empty"):
+        generate(tiny_policy, ["x", ""], [Row(0, 0)], max_new_tokens=4, temperature=1.0)
     with pytest.raises(FalconError, match="context holds"):
         generate(tiny_policy, ["word " * 3000], [Row(0, 0)], max_new_tokens=4, temperature=1.0)
     with pytest.raises(FalconError, match="could not be loaded"):

@@ -179,6 +179,17 @@ def test_library_and_data_changes_are_named(run):
     assert flow.status(flow.steps[0]).reasons == ("data/new.jsonl changed",)
 
 
+def test_data_that_some_stages_alone_read_concerns_no_other(tmp_path):
+    flow = make(tmp_path, nodes=(Node("01_a"), Node("02_x", data=("data/x/",)), Node("03_y", data=("data/x/", "data/y/"))))
+    flow.data = dict.fromkeys(("data/all.jsonl", "data/x/1", "data/y/1", "task set basics"), "hash")
+    keys = [[*flow.key(step)["data"]] for step in flow.steps]
+    everybody = {"data/all.jsonl", "task set basics"}
+    assert [{*key} - everybody for key in keys] == [set(), {"data/x/1"}, {"data/x/1", "data/y/1"}]
+    assert all(everybody <= {*key} for key in keys)
+    real = Workflow("smoke")
+    assert not [name for name in real.special if not any(file.startswith(name) for file in real.data)]
+
+
 def test_a_stage_that_writes_the_same_again_leaves_its_readers_fresh(run):
     bodies = {"06_train": BODIES["06_train"] + "\n'a comment is code too'"}
     flow = make(run, **bodies)
@@ -364,11 +375,13 @@ def test_missing_pieces_are_named_before_anything_starts(tmp_path, monkeypatch):
     assert not (tmp_path / "results").exists()
 
 
-def test_a_relative_task_file_reaches_the_notebook_as_an_absolute_path(tmp_path, monkeypatch):
+def test_relative_task_files_and_models_reach_the_notebook_as_absolute_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("my/model").mkdir(parents=True)
     Path("own.jsonl").write_text(json.dumps({"task_id": "own/0", "prompt": "Return 1.", "tests": ["assert one() == 1"]}) + "\n")
-    flow = make(tmp_path, {"tasks.benchmarks": ["own.jsonl", "basics"]})
-    assert flow.parameters(flow.steps[0])["overrides"]["tasks.benchmarks"] == [str(tmp_path / "own.jsonl"), "basics"]
+    flow = make(tmp_path, {"tasks.benchmarks": ["own.jsonl", "basics"], "model.name": "my/model"})
+    absolute = {"tasks.benchmarks": [str(tmp_path / "own.jsonl"), "basics"], "model.name": str(tmp_path / "my/model")}
+    assert flow.parameters(flow.steps[0])["overrides"] == absolute | {"arms": ["grpo"]}
 
 
 def test_an_error_inside_the_lock_is_not_blamed_on_the_lock(tmp_path):
