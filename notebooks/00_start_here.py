@@ -67,7 +67,7 @@ from falconlib.training.advantages import sequence_advantages
 from falconlib.training.mrlf import MRLF
 
 # %% tags=["parameters"]
-profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small, paper
+profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small-cpu, small, paper
 results: str = ""  # results folder; "" is $FALCON_RESULTS, or results/ of the repository
 overrides: dict = {}  # settings that differ from the profile's, by dotted name
 

@@ -62,7 +62,7 @@ from falconlib.tasks.leakage import decontaminate, description, ngrams, shapes
 from falconlib.tasks.meta import by_family, by_problem
 
 # %% tags=["parameters"]
-profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small, paper
+profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small-cpu, small, paper
 results: str = ""  # results folder; "" is $FALCON_RESULTS, or results/ of the repository
 overrides: dict = {}  # settings that differ from the profile's, by dotted name
 

@@ -77,7 +77,7 @@ from falconlib.training.losses import negative_loss, policy_gradient_loss
 from falconlib.training.mrlf import MRLF
 
 # %% tags=["parameters"]
-profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small, paper
+profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small-cpu, small, paper
 results: str = ""  # results folder; "" is $FALCON_RESULTS, or results/ of the repository
 overrides: dict = {}  # settings that differ from the profile's, by dotted name
 
@@ -236,7 +236,7 @@ display(Markdown(markdown(pd.DataFrame(rows), 2)))
 #
 # $$L_{in}(x;\delta) = L_{pg}^-(M_S(x);\theta+\delta) + \eta\, CE(\text{programs of the nearest tasks};\theta+\delta)$$
 # $L_{pg}^-$ damps negative advantages by 0.3, since what is pushed down moves faster than what is pulled up. One gradient per
-# task, all tasks in one batch: each task's rows see only its own $\delta_x$, added to the low-rank layers by hooks.
+# task, all tasks in one batch: each task's rows see only its own $\delta_x$, added inside the low-rank layers.
 
 # %%
 neighbours = conductor.neighbour_programs(tasks)

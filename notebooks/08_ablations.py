@@ -58,7 +58,7 @@ from falconlib.reporting.tables import metrics_table, training_runs
 from falconlib.training.arms import SETTINGS
 
 # %% tags=["parameters"]
-profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small, paper
+profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small-cpu, small, paper
 results: str = ""  # results folder; "" is $FALCON_RESULTS, or results/ of the repository
 overrides: dict = {}  # settings that differ from the profile's, by dotted name
 

@@ -53,7 +53,7 @@ from falconlib.reporting.report import Figure, Section, readme_table, write_repo
 from falconlib.reporting.tables import markdown, metrics_table, summary
 
 # %% tags=["parameters"]
-profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small, paper
+profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small-cpu, small, paper
 results: str = ""  # results folder; "" is $FALCON_RESULTS, or results/ of the repository
 overrides: dict = {}  # settings that differ from the profile's, by dotted name
 
