@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Deltas = dict[str, torch.Tensor]  # name of a lora_B layer -> (tasks, out, r)
@@ -41,6 +42,7 @@ class Adapted(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         x, low, weight, a, b, delta, rows = ctx.saved_tensors
         to_x, to_a, to_b, to_delta = grad @ weight if ctx.needs_input_grad[0] else None, None, None, None

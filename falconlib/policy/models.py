@@ -176,10 +176,14 @@ def add_lora(base: Any, lora: LoraConfig, seed: int) -> Any:
     """The base wrapped with fresh adapters: A drawn from `seed`, B = 0, dropout 0."""
     import peft
 
+    targets = lora_targets(base, lora.top_layers)
+    if not targets:
+        raise FalconError(
+            f"{type(base).__name__} has no nn.Linear layer for adapters besides its head (GPT-2's are Conv1D)",
+            "use a model of another family: Llama, Qwen2, GPT-NeoX, T5",
+        )
     task = peft.TaskType.SEQ_2_SEQ_LM if base.config.is_encoder_decoder else peft.TaskType.CAUSAL_LM
-    config = peft.LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=lora_targets(base, lora.top_layers), task_type=task
-    )
+    config = peft.LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets, task_type=task)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 asks transformers 5.23 for a renamed property
         torch.manual_seed(seed)
@@ -195,9 +199,13 @@ def load_adapter(base: Any, folder: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # as in add_lora
-            return peft.PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+            model = peft.PeftModel.from_pretrained(base, str(folder), is_trainable=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise FalconError(
             f"the adapter in {folder} does not fit the model: {first_line(error)}",
             "use the model named in its adapter_config.json",
         ) from error
+    odd = [name for name in ("use_dora", "lora_bias") if getattr(model.peft_config["default"], name, False)]
+    if odd:
+        raise FalconError(f"the adapter in {folder} has {odd[0]}, which the fast weights leave out", "make it without")
+    return model

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
@@ -82,6 +83,7 @@ class HeadLogprobs(torch.autograd.Function):
         return logprobs, entropy
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad, _entropy):
         (slope,) = ctx.saved_tensors
         return (grad[:, None] * slope).to(slope.dtype), None, None, None, None

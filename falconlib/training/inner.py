@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """deltas: one per task. norms: of the last inner gradient per task (0: nothing to adapt to). tokens: trained on.
+    """deltas: one per task. norms: of the last inner gradient per task (0: nothing to adapt to). tokens: of its terms, J times.
     half: the outer loss that the first step's forwards served too; None: the outer step computes all of it."""
 
     deltas: Deltas
@@ -112,6 +112,7 @@ def inner_gradient(
 
     both = [e for e in examples if half is not None and id(e) in half.twins]
     rest = [e for e in examples if half is None or id(e) not in half.twins]
+    rest = [e for e in rest if any(e.advantages) or not e.logprobs]  # what has no advantage adds 0: it only counts in Z
     with recomputing(policy, profile):
         with fast.active(leaves):
             micro.each(both, partial(work, half=half))
