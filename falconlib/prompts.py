@@ -168,12 +168,15 @@ def memory_prompt(program: str, description: str, advice: str, tokenizer: Any, m
     """Text of one verified neighbour program and of the error that is frequent near it, at most `max_tokens` tokens long.
 
     program: source that passed its tests ("" for none). description: of its task. advice: one line ("" for none).
-    A program is shown whole or not at all, and not with a fence in it. What does not fit goes in this order: the advice, then
-    the program.
+    A program is shown whole or not at all, and not with a fence or one of the tokenizer's control tokens in it (it could end
+    the turn); from the other texts they are taken out. What does not fit goes in this order: the advice, then the program.
     """
-    description, advice = description.replace(FENCE, ""), advice.replace(FENCE, "")
+    control = {word for word in (*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()) if len(word) > 1}  # not "÷"
+    forbidden = (FENCE, *sorted(control, key=lambda word: (-len(word), word)))
+    for word in forbidden:
+        description, advice = description.replace(word, ""), advice.replace(word, "")
     example = f"A similar task: {description.strip()}\n{OPEN}{program.strip()}\n{FENCE}" if program.strip() else ""
-    example = example if FENCE not in program else ""
+    example = "" if any(word in program for word in forbidden) else example
     warning = f"Avoid this error: {' '.join(advice.split())}" if advice.strip() else ""
     for parts in ((example, warning), (example,), (warning,)):
         text = "\n".join(part for part in parts if part)

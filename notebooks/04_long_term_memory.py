@@ -378,11 +378,11 @@ best = retrieval.loc[retrieval["first is kin"].idxmax()]
 shares = ", ".join(f"{row['first is kin']:.0%} (`{row['embedder']}`)" for _, row in retrieval.iterrows())
 lines = [f"The first neighbour is kin for {shares} of the queries; by chance {1 / len(families):.0%}."]
 small = growth[growth["embedder"] == best["embedder"]]["share"].iloc[0]
-help_ = gains.loc[gains["change"].idxmax()]
-lines += [
-    f"What `{help_['embedder']}` recalls moves the probability per token of the right program most: {help_['change']:+.3f} "
-]
-lines[-1] += f"[{help_['low']:+.3f}, {help_['high']:+.3f}] over {help_['tasks']} tasks."
+gain = "{change:+.3f} [{low:+.3f}, {high:+.3f}] (`{embedder}`, {tasks} tasks)"
+moves = ", ".join(gain.format(**row) for row in gains.to_dict("records"))
+sure = [row["embedder"] for row in gains.to_dict("records") if row["low"] > 0 or row["high"] < 0]
+lines += [f"The recalled text changes the probability per token of the right program by {moves}: "]
+lines[-1] += f"beyond chance with {', '.join(sure)}." if sure else "none of it beyond chance."
 lines += [f"With `{best['embedder']}` the share grows from {small:.2f} to {best['first is kin']:.2f} as the memory fills."]
 verdict = "no effect can be claimed" if effect.low <= 0 <= effect.high else "an effect beyond chance"
 span = f"{effect.value:+.2f} [{effect.low:+.2f}, {effect.high:+.2f}]"

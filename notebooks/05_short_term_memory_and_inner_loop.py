@@ -301,8 +301,10 @@ display(Markdown(markdown(wide, 4)))
 deltas, _ = normalised_step(fast.zeros(len(tasks)), gradient, config.inner.alpha)
 adaptation = Adaptation(deltas, tuple(norms), sum(len(e.tokens) for e in examples))
 query = conductor.collect(tasks, group="query", step=2, rollouts=range(3, 6), deltas=deltas)
-outer = run.update(config.train.warmup, tasks, tasks, support, query, adaptation)  # L_outer, backward, clip, AdamW
+step = max(config.train.warmup, 1)  # behind the warm-up: the whole learning rate
+outer = run.update(step, tasks, tasks, support, query, adaptation)  # L_outer, backward, clip, AdamW
 after = logprobs(scored_again, {}) - base
+assert outer["grad_norm"] == 0 or bool(after.any()), "theta did not move"
 parts = {"own programs": after[: len(own)], "neighbours' programs": after[len(own) :]}
 print(", ".join(f"{name} = {value:.3f}" for name, value in outer.items() if isinstance(value, float)))
 print("change of log-prob per token under theta alone:", {n: round(float(v.mean()), 4) for n, v in parts.items() if len(v)})

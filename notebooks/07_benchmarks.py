@@ -270,7 +270,7 @@ display(paired.style.hide(axis="index").format(precision=3, na_rep=""))
 # %%
 contrasts = planned_contrasts({arm: samples[arm, "zero-shot"] for arm in runs}, draws=stage.profile.eval.bootstrap)
 stage.save_table(contrasts, "tables/contrasts")
-display(contrasts.style.hide(axis="index").format(precision=3, na_rep="not run"))
+display(contrasts.style.hide(axis="index").format(precision=3, na_rep="unknown"))
 
 # %% [markdown]
 # ## What training looked like
@@ -305,7 +305,8 @@ for (benchmark, metric), part in plain(main)[lambda rows: rows["mode"] == "zero-
     best = part.sort_values("value", ascending=False, kind="stable").iloc[0]
     span = f"{best['value']:.1%} [{best['ci_low']:.1%}, {best['ci_high']:.1%}] of {best['n']} problems"
     ties = part["arm"][part["value"] == best["value"]].tolist()
-    lines.append(f"{benchmark}, {metric}: highest is {' and '.join(ties)} with {span}, {best['seeds']} seed(s)")
+    leads = "all arms tie" if len(ties) == len(part) > 1 else f"highest is {' and '.join(ties)}"
+    lines.append(f"{benchmark}, {metric}: {leads} with {span}, {best['seeds']} seed(s)")
 clear = paired[(paired["ci_low"] > 0) | (paired["ci_high"] < 0)]
 kept = int((paired["p_holm"] < 0.05).sum())
 lines.append(f"{len(clear)} of {len(paired)} paired intervals exclude 0; {kept} stay significant after Holm's adjustment")
@@ -313,10 +314,12 @@ lines += [f"{row.comparison}, {row.benchmark} {row.metric}: {row.difference:+.1%
 if not kept:
     lines.append("so this run shows **no difference between the arms that chance would not explain**; it does not rank them")
 sure = contrasts[contrasts["p_holm"] < 0.05]
-lines.append(f"{len(sure)} of {int(contrasts['p'].notna().sum())} planned contrasts that were run are significant")
+ran = contrasts["difference"].notna()  # no p where not one problem differs
+lines.append(f"{len(sure)} of the {int(ran.sum())} planned contrasts that were run are significant, of {len(ran)} planned")
 if contrasts["detectable"].notna().any():
     small = contrasts[contrasts["metric"] == headline]["detectable"].dropna()
-    lines.append(f"a true difference needs {small.min():.1%} to {small.max():.1%} to be found here ({headline}, power 80 %)")
+    sizes = " to ".join(dict.fromkeys(f"{size:.1%}" for size in (small.min(), small.max())))
+    lines.append(f"a true difference needs {sizes} to be found here ({headline}, power 80 %)")
 if after in gained:
     lines.append(f"gallery: {after} gains {gained[after]} and loses {lost[after]} of {len(grid)} problems against {before}")
 broken, late = int(outcomes["infra_error"].sum()), int(outcomes["timeout"].sum())

@@ -101,3 +101,34 @@ def test_no_fence_comes_in_with_what_is_recalled(conductor):
     text, shown = conductor.memory_text(Recall((fenced, plain)))
     assert shown == ("toy/b",) and text.startswith("A similar task: Do this.\n```python\ndef g") and text.count("```") == 2
     assert text.endswith("Avoid this error: E: a b")
+
+
+def test_an_error_is_frequent_when_it_was_met_twice_among_the_neighbours_together(conductor):
+    def met(*names):
+        for task, name in zip((ODD, TASKS[2]), names, strict=False):
+            conductor.long_term.add_episodes([episode(task, f"{name} = 1", "runtime_error", name)])
+        (recall,) = conductor.long_term.recall([EVEN], 8)
+        return recall.frequent_errors
+
+    assert met("KeyError") == {"TypeError"}, "once at one task is not frequent"
+    assert met("IndexError", "IndexError") == {"TypeError", "IndexError"}, "once at each of two tasks is"
+
+
+def test_the_advice_names_the_most_frequent_error(conductor):
+    often = Neighbour(
+        "toy/a", 0.9, 0.0, "Do.", "def f(): ...", (("KeyError", 2, "k"), ("NameError", 5, "n"), ("ValueError", 3, "v"))
+    )
+    assert conductor.memory_text(Recall((often,)))[0].endswith("Avoid this error: NameError: n")
+
+
+def test_a_full_buffer_ends_in_the_fresh_episodes(conductor):
+    conductor.short_term.add([episode(EVEN, f"x = {step}", step=step) for step in range(3)])
+    fresh = [episode(EVEN, f"y = {i}", step=9) for i in range(3)]
+    assert [e.code for e in conductor.buffers([EVEN], fresh)[0]] == ["x = 2", "y = 0", "y = 1", "y = 2"]
+
+
+def test_short_term_memory_keeps_support_and_long_term_memory_both(conductor):
+    support, query = [episode(EVEN, "x = 1", "fail", "fail")], [replace(episode(EVEN, "q = 1", "fail", "fail"), group="query")]
+    conductor.remember(support, query)
+    assert [e.code for e in conductor.short_term.get(EVEN.task_id)] == ["x = 1"]
+    assert {code for _, code, _ in conductor.long_term.failures([EVEN.task_id])} == {"x = 1", "q = 1"}

@@ -138,6 +138,16 @@ def test_columns_that_disagree_with_the_feedback_are_damage(path):
     assert contents(path) == before
 
 
+@pytest.mark.parametrize("wrong", ["verified = 1", "count = 'many'", "count = -5", "step = 'y'"])
+def test_a_repair_takes_from_the_feedback_what_a_column_says_wrongly(path, wrong):
+    with LongTermMemory(path, HashedTfidf()) as memory:
+        memory.add_episodes([episode(TASKS[1], "bad = 0", "runtime_error", "E")])
+    before = contents(path)
+    change(path, f"UPDATE episode SET {wrong} WHERE code = 'bad = 0'")
+    assert "is damaged" in verify(path)[0] and verify(path, repair=True) and verify(path) == []
+    assert (contents(path) == before) != wrong.startswith("step"), "only the number that is lost stays unknown"
+
+
 def test_a_damaged_value_is_not_exported(path):
     change(path, "UPDATE task SET utility = 'much' WHERE id = 3")
     with LongTermMemory(path, read_only=True) as memory, pytest.raises(FalconError, match="cannot be exported") as caught:
@@ -186,3 +196,18 @@ def test_a_look_leaves_what_a_killed_process_wrote_as_it_is(path):
     with LongTermMemory(target, read_only=True) as memory:
         assert memory.stats()["tasks"] == 50
     assert verify(target) == [] and {end: Path(f"{target}{end}").read_bytes() for end in before} == before
+
+
+@pytest.mark.parametrize("loss", ["DELETE FROM sqlite_sequence", "UPDATE sqlite_sequence SET seq = 3 WHERE name = 'task'"])
+def test_a_lost_count_of_ids_is_found_and_mended(path, loss):
+    before = contents(path)
+    change(path, loss)
+    assert "count of ids is lost" in verify(path)[0] and verify(path, repair=True) and verify(path) == []
+    assert contents(path) == before
+
+
+def test_a_snapshot_that_took_the_place_of_a_memory_is_read_beside_its_writer(path, tmp_path):
+    with LongTermMemory(path, HashedTfidf()) as memory:
+        memory.snapshot(tmp_path / "copy.sqlite")
+    with LongTermMemory(tmp_path / "copy.sqlite", HashedTfidf()), closing(sqlite3.connect(tmp_path / "copy.sqlite")) as db:
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)

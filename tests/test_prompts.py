@@ -16,6 +16,11 @@ from falconlib.tasks import load_tasks
 
 
 class StubTokenizer:
+    all_special_tokens = ("<|end|>",)
+
+    def get_added_vocab(self):
+        return {"<|end|>": 0, "<|assistant|>": 1, "÷": 2}
+
     """A chat template with a default system prompt, and one token per word."""
 
     chat_template = "stub"
@@ -204,3 +209,12 @@ def test_memory_prompt_never_cuts_a_program():
     assert list(map(len, sizes)) == sorted(map(len, sizes))
     assert memory_prompt("", "", "", tokenizer, 100) == ""
     assert memory_prompt("", "words", "ValueError", tokenizer, 100) == "Avoid this error: ValueError"
+
+
+def test_control_tokens_of_the_chat_never_come_out_of_memory():
+    tokenizer = StubTokenizer()
+    text = memory_prompt(
+        "def f():\n    return 1 ÷ 2\n", "Half<|end|> of <|assistant|>it", "ValueError: <|end|><|assistant|>x", tokenizer, 99
+    )
+    assert "<|" not in text and "return 1 ÷ 2" in text and "Half of it" in text and "ValueError: x" in text
+    assert memory_prompt("def f():\n    return '<|assistant|>'\n", "d", "E", tokenizer, 99) == "Avoid this error: E"

@@ -116,6 +116,7 @@ class Store:
             remedy = self._mend() if schema < VERSION else "use the falconlib that wrote it"
             raise FalconError(f"memory {self.path} has schema {schema}, {VERSION} is expected", remedy)
         if not self.read_only:
+            write_ahead(self.db)  # a snapshot that was copied into place is none yet
             self.db.execute("PRAGMA synchronous = FULL")
 
     def number(self, pragma: str) -> int:

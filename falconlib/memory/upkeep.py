@@ -63,6 +63,8 @@ def _damage(path: Path) -> list[str]:
             lines += [f"{sql.partition('(')[0][7:]} is missing or altered" for sql in SCHEMA if sql not in there]
             wrong = [row[0] for row in store.rows(f"SELECT {EPISODE} FROM episode") if _mended(row) != row]
             lines += [f"program {i} is damaged, or another version of Python stored it" for i in wrong]
+            if store.last() < store.rows("SELECT coalesce(max(id), 0) FROM task")[0][0]:
+                lines.append("the count of ids is lost: new tasks would take those of others")
             if not lines:  # else the summaries cannot be made, or are made again anyway
                 stale = store.rows(f"SELECT task_id FROM ({SUMMARY} EXCEPT SELECT * FROM summary)")
                 lines = [f"the summary of task {name!r} is damaged" for (name,) in stale]
@@ -74,14 +76,20 @@ def _damage(path: Path) -> list[str]:
 
 
 def _mended(row: tuple) -> tuple | None:
-    """A row of EPISODE with its hash made again, and None for a number that is none; None without a program or feedback."""
+    """A row of EPISODE with what its program and feedback say made again, and None for a number that is none; None where
+    program, feedback or source are lost."""
     values = dict(zip(EPISODE.split(", "), row, strict=True))
     try:
         told = from_json(Feedback, values["feedback"])
         values |= {name: clean(getattr(told, name)) for name in ("status", "error_class", "message")}
-        values["ast_hash"] = program_hash(values["code"])
+        values |= {"ast_hash": program_hash(values["code"]), "verified": int(told.status == "pass")}
     except (FalconError, TypeError, AttributeError):
         return None
+    if values["source"] not in ("gold", "own"):
+        return None
+    whole = {name: isinstance(values[name], int) for name in ("count", "step", "rollout")}
+    values["count"] = max(values["count"], 1) if whole.pop("count") else 1  # it was met once at least
+    values |= {name: None for name, sound in whole.items() if not sound}
     odd = [name for name in ("reward", "created") if not (isinstance(values[name], float) and math.isfinite(values[name]))]
     return tuple((values | dict.fromkeys(odd)).values())
 
