@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -75,7 +75,10 @@ class ServerChat:
 
         with ThreadPoolExecutor(1) as pool:  # a thread of its own: a notebook's has an event loop already
             try:
-                found = pool.submit(asyncio.run, ask_all()).result()
+                asking = pool.submit(asyncio.run, ask_all())
+                while not asking.done():  # in short waits: a signal that another thread was given does not end a long one
+                    wait([asking], 0.2)
+                found = asking.result()
             except BaseException:  # Ctrl-C may show itself as another error of a wait that it broke
                 with contextlib.suppress(LookupError, RuntimeError):  # not begun yet, or over already
                     work[0].call_soon_threadsafe(work[1].cancel)
