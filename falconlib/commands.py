@@ -131,8 +131,9 @@ def search(options: argparse.Namespace) -> int:
     from falconlib.training.arms import SETTINGS
 
     profile, arms = load_profile(options.profile, parse_settings(options.set)), options.arms.split(",")
-    for unknown in [arm for arm in arms if arm not in SETTINGS]:
-        raise did_you_mean("arm", unknown, list(SETTINGS))
+    learning = [arm for arm, (_, settings, *_) in SETTINGS.items() if settings is not None]  # base and sft have no such rate
+    for unknown in [arm for arm in arms if arm not in learning]:
+        raise did_you_mean("arm", unknown, learning)
     try:
         grid = [float(rate) for rate in options.grid.split(",")] if options.grid else GRID
     except ValueError as problem:

@@ -83,6 +83,7 @@ def test_the_command_prints_the_best_rates_and_keeps_a_second_search_from_the_sa
     assert main([*command, "--arms", "grpo"]) == 2 and "only sft" in capsys.readouterr().err
     (run / "train" / "sft-s0" / "adapter").mkdir(parents=True)
     assert main([*command, "--arms", "grpo,gpro"]) == 2 and "gpro" in capsys.readouterr().err
+    assert main([*command, "--arms", "sft"]) == 2 and "unknown arm 'sft'" in capsys.readouterr().err, "it has no train.lr"
     with workflow.lock(run / "search" / "grpo"):
         assert main([*command, "--arms", "rltf,grpo"]) == 2 and "another run" in capsys.readouterr().err
         assert main([*command, "--arms", "rltf"]) == 0
