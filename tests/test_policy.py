@@ -114,6 +114,18 @@ def test_top_p_is_the_same_with_and_without_the_short_cut(spread, monkeypatch):
     assert len(set(short[0].tolist())) > 5
 
 
+@pytest.mark.parametrize("words", [3, 256, 1000])
+def test_a_draw_inverts_the_cumulative_distribution(words):
+    logits = torch.randn(50, words, generator=torch.Generator().manual_seed(0)) * 20  # most words have no weight at all
+    uniform = torch.cat([torch.tensor([0.0, 1 - 2**-53]), stream(2, 48)]).double()
+    token, logprob = sample(logits, uniform, 0.5, 1.0)
+    ends = torch.softmax(logits.double() / 0.5, -1).cumsum(-1)
+    expected = torch.searchsorted(ends, uniform[:, None] * ends[:, -1:]).squeeze(-1)
+    assert torch.equal(token[2:], expected[2:])
+    assert (token < words).all() and torch.isfinite(logprob).all()
+    assert torch.allclose(logprob, torch.log_softmax(logits / 0.5, -1).gather(-1, token[:, None]).squeeze(-1), atol=1e-4)
+
+
 def test_zero_deltas_change_no_bit(tiny_policy):
     fast = FastWeights(tiny_policy.model)
     ids = torch.tensor([tiny_policy.encode(PROMPTS[1])])

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from falconlib.errors import FalconError
@@ -19,6 +20,8 @@ from falconlib.policy.fast_weights import Deltas, FastWeights
 from falconlib.policy.models import Policy
 
 PREFILL_TOKENS = 4096  # [ours] padded prompt tokens per forward: bounds memory, and keeps like lengths together
+SAMPLE_ROWS = 8  # [ours] rows drawn at once on a CPU: all their words fit its cache, 4 times as fast as 64 rows at once
+BLOCK = 256  # [ours] words whose weights are summed before one is looked for: about the root of a vocabulary
 NUCLEUS = 256  # [ours] top_p looks among so many tokens first: a text model is rarely less sure
 
 
@@ -264,23 +267,44 @@ def stream(seed: int, count: int) -> torch.Tensor:
 
 def sample(logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens (R,) and their log-probs (R,) from logits (R, V) by inverting the cumulative distribution at `uniform` (R,)."""
-    logits = logits.float()
     if not torch.isfinite(logits.amax(-1)).all():  # the search below would answer with the last word of the vocabulary
         raise FalconError("the model's logits are not finite", "its weights are broken: lower train.lr, or load another adapter")
     if temperature == 0:
         return logits.argmax(-1), torch.zeros(len(logits))
-    logprobs = torch.log_softmax(logits / temperature, -1)
-    weights = logprobs.exp()
-    order = None
+    rows = SAMPLE_ROWS if logits.device.type == "cpu" else len(logits)
+    parts = zip(logits.split(rows), uniform.split(rows), strict=True)
+    token, logprob = zip(*(draw(part.float() / temperature, u, top_p) for part, u in parts), strict=True)
+    return torch.cat(token), torch.cat(logprob)
+
+
+def draw(logits: torch.Tensor, uniform: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """`sample` of a few rows, their logits divided by the temperature."""
+    shifted, order = logits - logits.amax(-1, keepdim=True), None
+    weights = shifted.exp()
+    total = weights.sum(-1, dtype=torch.float64)
     if top_p < 1:
-        weights, order = weights.topk(min(NUCLEUS, weights.shape[-1]), -1)
-        if (weights.sum(-1) < top_p).any():  # a flat distribution: sorting the whole vocabulary takes six times as long
-            weights, order = logprobs.exp().sort(-1, descending=True)
-        weights = weights.masked_fill(weights.cumsum(-1) - weights >= top_p, 0.0)  # the token that crosses top_p stays
-    total = weights.double().cumsum(-1)
-    token = torch.searchsorted(total, (uniform[:, None] * total[:, -1:])).clamp(max=weights.shape[-1] - 1)
+        whole, enough = weights, top_p * total[:, None]
+        weights, order = whole.topk(min(NUCLEUS, whole.shape[-1]), -1)
+        if (weights.sum(-1, keepdim=True) < enough).any():  # a flat distribution: sorting all words takes six times as long
+            weights, order = whole.sort(-1, descending=True)
+        weights = weights.masked_fill(weights.double().cumsum(-1) - weights >= enough, 0.0)  # the token that crosses top_p stays
+    token = invert(weights, uniform)
     token = token if order is None else order.gather(-1, token)
-    return token.squeeze(-1), logprobs.gather(-1, token).squeeze(-1)
+    return token.squeeze(-1), (shifted.gather(-1, token).squeeze(-1) - total.log()).float()
+
+
+def invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """The first place (R, 1) up to which a row of weights (R, V) holds the share `uniform` (R,) of its sum.
+
+    First the block of words, then the word within: summing blocks takes a tenth of the time of a cumulative sum over all words.
+    """
+    blocks = F.pad(weights, (0, -weights.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    target = uniform[:, None] * ends[:, -1:]
+    block = torch.searchsorted(ends, target)
+    within = blocks.take_along_dim(block[:, :, None], 1).squeeze(1).double().cumsum(-1)
+    rest = target - F.pad(ends, (1, 0)).gather(-1, block)
+    return block * BLOCK + torch.searchsorted(within, rest.minimum(within[:, -1:]))  # minimum: the sums differ in their last bit
 
 
 def left_pad(sequences: Sequence[Sequence[int]], policy: Policy) -> tuple[torch.Tensor, torch.Tensor]:
