@@ -33,10 +33,10 @@ class Adapted(torch.autograd.Function):
     def forward(ctx, x, weight, a, b, delta, rows, scale, folded, moved):
         theta, local = ctx.needs_input_grad[2], ctx.needs_input_grad[4]
         out, low = F.linear(x, weight), F.linear(x, a.to(x.dtype)) if moved or local or not folded else None
-        if not folded:
-            out.add_(F.linear(low, b.to(x.dtype)), alpha=scale)
+        if not folded:  # in place: a product of its own and a sum take 3 times as long in bfloat16
+            out.view(-1, len(weight)).addmm_(low.flatten(0, -2), b.to(x.dtype).T, alpha=scale)
         if moved:
-            out.add_(per_row(low, delta, rows), alpha=scale)
+            add_per_row(out, low, delta, rows, scale)
         ctx.save_for_backward(x if theta else None, low if local else None, weight, a, b, delta, rows)
         ctx.scale, ctx.folded, ctx.moved = scale, folded, moved
         return out
@@ -49,7 +49,7 @@ class Adapted(torch.autograd.Function):
         flat, low_a, low_b = grad.flatten(0, -2), a.to(grad.dtype), b.to(grad.dtype)
         by_theta = ctx.scale * (flat @ low_b) if x is not None or not ctx.folded else None
         by_delta = None
-        if ctx.moved:  # index_select, not delta[rows]: see per_row
+        if ctx.moved:  # index_select, not delta[rows]: see add_per_row
             by_delta = torch.bmm(grad, delta.index_select(0, rows).to(grad.dtype)).flatten(0, 1).mul_(ctx.scale)
         for thin in (None if ctx.folded else by_theta, by_delta):
             if thin is not None and to_x is not None:
@@ -64,13 +64,14 @@ class Adapted(torch.autograd.Function):
         return to_x, None, to_a, to_b, to_delta, None, None, None, None
 
 
-def per_row(low: torch.Tensor, delta: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """delta_x h for every row: low = h (rows, T, r), delta (tasks, out, r), rows: the task of each row."""
+def add_per_row(out: torch.Tensor, low: torch.Tensor, delta: torch.Tensor, rows: torch.Tensor, scale: float) -> None:
+    """out += scale delta_x h for every row: out (rows, T, out), low = h (rows, T, r), delta (tasks, out, r), rows: the tasks."""
     if low.shape[1] == 1:  # decoding: one product with all deltas side by side reads each of them once, not once per row
         place = F.one_hot(rows, len(delta)).to(low.dtype)
-        return ((place[:, :, None] * low).flatten(1) @ delta.transpose(1, 2).flatten(0, 1).to(low.dtype))[:, None]
-    # not delta[rows]: its backward adds with atomics on several threads, and the last bits would differ from run to run
-    return torch.bmm(low, delta.index_select(0, rows).to(low.dtype).transpose(1, 2))
+        side_by_side = delta.transpose(1, 2).flatten(0, 1).to(low.dtype)
+        out.squeeze(1).addmm_((place[:, :, None] * low).flatten(1), side_by_side, alpha=scale)
+    else:  # not delta[rows]: its backward adds with atomics on several threads, and the last bits would differ from run to run
+        out.baddbmm_(low, delta.index_select(0, rows).to(low.dtype).transpose(1, 2), alpha=scale)
 
 
 class FastWeights:

@@ -121,7 +121,7 @@ def shared_states(policy: Policy, prompts, tokens, fast: FastWeights, tasks) -> 
     if policy.seq2seq:
         fast.select(torch.tensor([task for _, task in places], device=policy.device))
         ids, seen = left_pad(encoded, policy)
-        # index_select, here and below: see fast_weights.per_row
+        # index_select, here and below: see fast_weights.add_per_row
         states = inner_model(policy).get_encoder()(input_ids=ids, attention_mask=seen).last_hidden_state.index_select(0, source)
         fast.select(tasks)
         decoder = {"attention_mask": seen[source], "decoder_input_ids": decoder_ids(policy, tokens)}
