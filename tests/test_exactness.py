@@ -16,7 +16,7 @@ from falconlib.records import Episode, Feedback, Reward
 from falconlib.rewards import leave_one_out
 from falconlib.rollout import token_offsets
 from falconlib.training.advantages import scored
-from falconlib.training.batches import Example, collate, recomputing, score_batch
+from falconlib.training.batches import Example, collate, learning, score_batch
 from falconlib.training.losses import cross_entropy_loss, policy_gradient_loss
 
 PROMPTS = ["def add(a, b):", "Write a function that reverses a text.\n```python\n", "x"]
@@ -151,6 +151,8 @@ def test_fast_weights_and_their_gradients_equal_peft_with_shifted_adapters_one_r
 
 @pytest.mark.parametrize("moved", [False, True])
 def test_bfloat16_gives_float32s_log_probs_and_gradients_of_theta_and_deltas_to_its_own_precision(tiny_policy, moved):
+    ways: list[str] = []
+
     def found(dtype):
         policy = load_policy(ModelConfig(name="tiny", dtype=dtype), LoraConfig(r=4, alpha=8, top_layers=0))
         generator = torch.Generator().manual_seed(0)
@@ -161,15 +163,18 @@ def test_bfloat16_gives_float32s_log_probs_and_gradients_of_theta_and_deltas_to_
         for d in deltas.values():
             d.copy_(0.1 * moved * torch.randn(d.shape, generator=generator)).requires_grad_()
         tokens, rows = torch.tensor([[5, 6, 7], [8, 9, 10], [11, 12, 13]]), torch.tensor([0, 1, 0])
-        with fast.active(deltas):
+        with fast.active(deltas), learning(policy, Profile()):
             logp, _ = score(policy, PROMPTS, tokens, torch.ones_like(tokens), torch.ones(3), fast, rows)
             grads = torch.autograd.grad(logp.sum(), [*policy.parameters(), *deltas.values()])
+            ways.append(policy.model.config._attn_implementation)
+        assert policy.model.config._attn_implementation == "sdpa"
         assert {g.dtype for g in grads} == {torch.float32}
         theta, local = grads[: len(policy.parameters())], grads[len(policy.parameters()) :]
         return logp.detach(), *(torch.cat([g.flatten() for g in part]) for part in (theta, local))
 
     for exact, rough in zip(found("float32"), found("bfloat16"), strict=True):
         assert (exact - rough).norm() < 0.03 * exact.norm()  # bfloat16 keeps 8 bits
+    assert ways == ["sdpa", "eager"]  # the fused attention's backward is slow in bfloat16
 
 
 def test_gradient_checkpointing_gives_the_same_gradients_and_no_shared_prefix(tiny_policy):
@@ -183,7 +188,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_and_no_shared_prefix(ti
     for checkpointing in (False, True):
         profile = override(Profile(), {"train.shared_prefix": False, "train.gradient_checkpointing": checkpointing})
         batch = collate(tiny_policy, rows_of(tiny_policy))
-        with fast.active(deltas), recomputing(tiny_policy, profile):
+        with fast.active(deltas), learning(tiny_policy, profile):
             logprobs, _ = score_batch(tiny_policy, batch, fast, profile)
             found.append(gradient(cross_entropy_loss(logprobs, batch, 3.0), tiny_policy))
     assert torch.equal(*found) and len(ran) == 3  # the layer ran once without, twice with

@@ -20,7 +20,7 @@ from falconlib.errors import FalconError
 from falconlib.policy.fast_weights import FastWeights
 from falconlib.policy.generate import out_of_memory
 from falconlib.policy.models import Policy
-from falconlib.policy.score import score
+from falconlib.policy.score import inner_model, score
 
 
 @dataclass(frozen=True)
@@ -85,18 +85,24 @@ def score_batch(policy: Policy, batch: Batch, fast: FastWeights, profile: Profil
 
 
 @contextmanager
-def recomputing(policy: Policy, profile: Profile) -> Iterator[None]:
-    """With `train.gradient_checkpointing`, layers run again during a backward inside this block, and save memory.
+def learning(policy: Policy, profile: Profile) -> Iterator[None]:
+    """How the model's layers run while they are trained, forward and backward inside this block; generation has its own ways.
 
-    Only the layers' own flags are set: dropout stays off, and outside the block generation keeps its cache.
+    With `train.gradient_checkpointing`, they run again during backward, and save memory: only their own flags are set, so that
+    dropout stays off. In bfloat16 on a CPU attention is plain products: torch's fused one takes 3 times as long backward.
     """
     layers = [m for m in policy.model.modules() if isinstance(m, GradientCheckpointingLayer)]
     for layer in layers if profile.train.gradient_checkpointing else ():
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
         layer.gradient_checkpointing = layer.training = True
+    model = inner_model(policy)
+    attention = model.config._attn_implementation
+    if model.dtype == torch.bfloat16 and policy.device.type == "cpu":
+        model.set_attn_implementation("eager")
     try:
         yield
     finally:
+        model.set_attn_implementation(attention)
         for layer in layers:
             layer.gradient_checkpointing = layer.training = False
 

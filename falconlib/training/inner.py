@@ -20,7 +20,7 @@ from falconlib.policy.fast_weights import Deltas, FastWeights, normalised_step
 from falconlib.policy.models import Policy
 from falconlib.records import Episode
 from falconlib.training.advantages import scored
-from falconlib.training.batches import Batch, Example, MicroBatches, collate, count_tokens, recomputing, score_batch
+from falconlib.training.batches import Batch, Example, MicroBatches, collate, count_tokens, learning, score_batch
 from falconlib.training.losses import cross_entropy_loss, policy_gradient_loss
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def inner_gradient(
     both = [e for e in examples if half is not None and id(e) in half.twins]
     rest = [e for e in examples if half is None or id(e) not in half.twins]
     rest = [e for e in rest if any(e.advantages) or not e.logprobs]  # what has no advantage adds 0: it only counts in Z
-    with recomputing(policy, profile):
+    with learning(policy, profile):
         with fast.active(leaves):
             micro.each(both, partial(work, half=half))
         with fast.active(leaves, theta=False):

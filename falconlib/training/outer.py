@@ -21,7 +21,7 @@ from falconlib.policy.models import Policy
 from falconlib.records import Episode, Feedback, Task
 from falconlib.rollout import Conductor
 from falconlib.training.advantages import scored
-from falconlib.training.batches import Batch, Example, MicroBatches, collate, count_tokens, recomputing, score_batch
+from falconlib.training.batches import Batch, Example, MicroBatches, collate, count_tokens, learning, score_batch
 from falconlib.training.critic import Critic
 from falconlib.training.distributed import gather, rank, world
 from falconlib.training.inner import Adaptation
@@ -114,7 +114,7 @@ class Outer:
             self.add(total, loss_of(logprobs, batch), entropy, chunk, weight)
 
         if examples:
-            with fast.active(deltas), recomputing(self.policy, self.profile):
+            with fast.active(deltas), learning(self.policy, self.profile):
                 self.micro.each(examples, work)
         return {k: sum(part[k] for part in gather([total])) for k in total}
 
