@@ -43,20 +43,23 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, previous)
 
 
+def number(text: str) -> int:
+    """A whole number; argparse calls it by this name: invalid number value."""
+    return int(text)
+
+
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
 def _add_set(new: argparse.ArgumentParser) -> None:
-    new.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter, e.g. train.steps=5 (repeatable)"
-    )
+    new.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter: train.steps=5 (repeatable)")
 
 
 def _add_policy(new: argparse.ArgumentParser, samples: int | None) -> None:
     new.add_argument("--adapter", type=Path, help="folder of a LoRA adapter")
     new.add_argument("--memory", type=Path, help="a long-term memory (memory.sqlite), opened read-only")
-    new.add_argument("--samples", type=int, default=samples, help=f"samples per task besides greedy (default: {samples or 0})")
+    new.add_argument("--samples", type=number, default=samples, help=f"samples per task besides greedy (default: {samples or 0})")
 
 
 def _add_rest(command: Any, menu: Any) -> None:
@@ -90,20 +93,15 @@ def _add_rest(command: Any, menu: Any) -> None:
     new.add_argument("--json", type=Path, help="write the verdicts here")
 
     stored = menu.add_parser("memory", help="look into a long-term memory").add_subparsers(required=True, metavar="command")
-    texts = {
-        "stats": "counts, utilities, sizes",
-        "search": "the nearest tasks",
-        "export": "its contents as a Parquet file",
-        "import": "a new memory from an exported file",
-        "verify": "is it sound",
-    }
+    texts = {"stats": "counts, utilities, sizes", "search": "the nearest tasks", "export": "its contents as a Parquet file"}
+    texts |= {"import": "a new memory from an exported file", "verify": "is it sound"}
     for what, text in texts.items():
         new = command(what, commands.memory, text, under=stored)
         new.set_defaults(what=what)
         new.add_argument("path", type=Path, help="an exported Parquet file" if what == "import" else "memory.sqlite")
         if what == "search":
             new.add_argument("text", help="a task in words")
-            new.add_argument("--k", type=int, default=8)
+            new.add_argument("--k", type=number, default=8)
         if what in ("verify", "search"):
             new.add_argument("--model", help="the policy, where its hidden states are the memory's embedder")
         if what == "verify":
@@ -131,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
     new.add_argument("--force", action="store_true", help="run them even when they are up to date")
     new.add_argument("--dry-run", action="store_true", help="say what would run")
     new.add_argument("--why", action="store_true", help="say what would run, with every reason")
-    new.add_argument("--jobs", type=int, default=1, metavar="N", help="so many notebooks at once, such as the arms of 06")
+    new.add_argument("--jobs", type=number, default=1, metavar="N", help="so many notebooks at once, such as the arms of 06")
     new.add_argument("--prepare", metavar="NAME", help="write this notebook with its parameters filled in, to open in JupyterLab")
     _add_set(new)
 
@@ -142,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
     new = command("train", commands.train, "train one arm without a notebook")
     new.add_argument("--arm", required=True, help=", ".join(ARMS))
     new.add_argument("--profile", default="quick")
-    new.add_argument("--seed", type=int, default=0)
+    new.add_argument("--seed", type=number, default=0)
     _add_set(new)
 
     new = command("eval", commands.evaluate, "generate, execute, and score with intervals")
@@ -156,10 +154,10 @@ def parser() -> argparse.ArgumentParser:
     new.add_argument("--tasks", help="comma-separated task sets or JSONL files (default: humaneval)")
     new.add_argument("--mode", default="zero-shot", help="comma-separated: zero-shot, ltm, ltm-adapt, stm-adapt, best-of-k")
     new.add_argument(
-        "--preferences", action="store_true", help="grade the form of answers without and with --adapter; judges: see below"
+        "--preferences", action="store_true", help="grade the form of answers without and with --adapter (see below)"
     )
-    new.add_argument("--limit", type=int, help="at most so many tasks of each set (default: 0, all)")
-    new.add_argument("--seed", type=int, default=0, help="of the samples' random streams (default: 0)")
+    new.add_argument("--limit", type=number, help="at most so many tasks of each set (default: 0, all)")
+    new.add_argument("--seed", type=number, default=0, help="of the samples' random streams (default: 0)")
     new.add_argument("--out", type=Path, help="folder for the samples with their verdicts, and the cards")
     _add_policy(new, samples=None)
     _add_set(new)

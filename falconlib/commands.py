@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from falconlib.config import Profile
@@ -39,6 +40,16 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
     return settings
 
 
+def look(model: str, adapter: Path | None) -> None:
+    """Raises FalconError for a model or adapter that is not there: what loads them takes half a minute to be imported."""
+    from falconlib import doctor as checks
+
+    checks.model(model)
+    if adapter is not None and not (adapter / "adapter_config.json").is_file():
+        remedy = "name a folder that `falconlib train` wrote"
+        raise FalconError(f"no adapter in {adapter}: adapter_config.json is missing", remedy)
+
+
 def echo(line: str) -> None:
     """Prints a line at once; one that redraws a terminal line brings its own end."""
     print(line, end="" if line.startswith("\r") else "\n", flush=True)
@@ -59,8 +70,7 @@ def run(options: argparse.Namespace) -> int:
         workflow.prepare(flow, steps, echo)
         return 0
     if options.dry_run or options.why:
-        for line in workflow.plan(flow, steps, options.force, options.why):
-            echo(line)
+        echo("\n".join(workflow.plan(flow, steps, options.force, options.why)))
         return 0
     code = workflow.run(flow, steps, options.force, echo=echo, live=sys.stdout.isatty(), jobs=options.jobs)
     table = flow.root / "tables" / "main.csv"
@@ -83,6 +93,7 @@ def train(options: argparse.Namespace) -> int:
     from falconlib import workflow
     from falconlib.config import load_profile
     from falconlib.doctor import require
+    from falconlib.files import read_json
     from falconlib.reporting import results_root, start
     from falconlib.reporting.run import reference_roots
     from falconlib.sandbox import Sandbox
@@ -95,10 +106,8 @@ def train(options: argparse.Namespace) -> int:
     key, learns = f"train/sft-s{options.seed}/adapter", SETTINGS[options.arm][1] is not None
     roots = [results_root() / "runs" / profile.name, *reference_roots(profile.name)]
     if learns and not any((root / key).is_dir() for root in roots):  # asked before anything is written
-        raise FalconError(
-            f"arm {options.arm!r} starts from the SFT adapter, which is not in {roots[0] / key}",
-            f"falconlib train --arm sft --profile {options.profile} --seed {options.seed} first",
-        )
+        remedy = f"falconlib train --arm sft --profile {options.profile} --seed {options.seed} first"
+        raise FalconError(f"arm {options.arm!r} starts from the SFT adapter, which is not in {roots[0] / key}", remedy)
     require(profile)
     parameters = {"profile": options.profile, "results": "", "overrides": overrides, "arm": options.arm, "seed": options.seed}
     distributed.start(cpu=profile.model.device == "cpu")
@@ -113,7 +122,8 @@ def train(options: argparse.Namespace) -> int:
         echo(f"{options.arm}, seed {options.seed}, profile {options.profile}: {stage.folder}")
         policy = run_arm(stage.profile, options.arm, options.seed, stage.folder, stage.find(key) if learns else None)
         with Sandbox(stage.profile.sandbox) as sandbox:  # the same settings on the same machine: the same layers
-            stage.note(model=f"{policy.name} ({policy.fingerprint})", data=fingerprints(profile.tasks), sandbox=sandbox.layers)
+            facts = {"data": fingerprints(profile.tasks), "sandbox": sandbox.layers, **read_json(stage.folder / "budget.json")}
+            stage.note(model=f"{policy.name} ({policy.fingerprint})", **facts)
         outputs = ("metrics.jsonl", "budget.json", "memory.sqlite", "adapter")
         written = [name for name in outputs if (stage.folder / name).exists()]
         stage.finish([f"{stage.key}/{name}" for name in written])
@@ -151,8 +161,6 @@ def search(options: argparse.Namespace) -> int:
 
 def evaluate(options: argparse.Namespace) -> int:
     from falconlib.config import load_profile, override
-    from falconlib.evaluation.evaluate import run_eval
-    from falconlib.evaluation.submissions import card_text
 
     settings = parse_settings(options.set)
     if options.profile:  # brings its own model, task sets and sizes; options given win over it
@@ -160,6 +168,10 @@ def evaluate(options: argparse.Namespace) -> int:
     else:
         base = override(Profile(), {"tasks.eval_limit": 0, "tasks.benchmarks": ["humaneval"]} | settings)
     base = override(base, {"model.name": options.model or base.model.name})
+    look(base.model.name, options.adapter)
+    from falconlib.evaluation.evaluate import run_eval
+    from falconlib.evaluation.submissions import card_text
+
     if options.preferences:
         return preferences(options, base)
     tasks = options.tasks.split(",") if options.tasks else None
@@ -191,6 +203,7 @@ def preferences(options: argparse.Namespace, profile: Profile) -> int:
 
 
 def solve(options: argparse.Namespace) -> int:
+    look(options.model, options.adapter)
     from falconlib.evaluation.solve import solve as solve_one
 
     progress = sys.stderr.isatty()
@@ -231,17 +244,24 @@ def score(options: argparse.Namespace) -> int:
 
 
 def compare(options: argparse.Namespace) -> int:
+    from collections import Counter
+
     from falconlib.evaluation import compare_rows, in_short
     from falconlib.reporting.tables import read_main
 
-    rows = compare_rows(read_main(options.run_a), read_main(options.run_b))
-    echo(f"{in_short(rows)}\n{'':48} A -> B, difference with 95 % interval")
-    for row in rows:
+    one, two = read_main(options.run_a), read_main(options.run_b)
+    rows = compare_rows(one, two)
+    echo(in_short(rows))
+    if {row["n"] for row in one} != {row["n"] for row in two}:
+        echo("A and B have other numbers of problems: a difference may be that of the problems")
+    echo(f"{'':48} A -> B in percent, difference in points with 95 % interval")
+    for row in [row for row in rows if row["difference"] is not None]:
         name = " ".join(str(row[key]) for key in ("benchmark", "mode", "arm", "metric"))
-        numbers = ""
-        if row["difference"] is not None:
-            numbers = f"{row['a']:.3f} -> {row['b']:.3f}, {row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-        echo(f"{name:48} {numbers:42} {row['verdict']}")
+        a, b, *points = (100 * row[key] for key in ("a", "b", "difference", "low", "high"))
+        echo(f"{name:48} {f'{a:.1f} -> {b:.1f}, ' + '{:+.1f} [{:+.1f}, {:+.1f}]'.format(*points):38} {row['verdict']}")
+    for verdict in ("only in A", "only in B", "unknown"):
+        if names := Counter(f"{row['benchmark']} {row['metric']}" for row in rows if row["verdict"] == verdict):
+            echo(f"{verdict}: " + ", ".join(f"{name} ({n} rows)" for name, n in names.items()))
     return 0
 
 

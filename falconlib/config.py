@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from falconlib.errors import FalconError, did_you_mean
+from falconlib.errors import FalconError, did_you_mean, shown
 from falconlib.files import read_yaml
 from falconlib.typed import build, flat, leaves
 
@@ -268,27 +268,21 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
     known = sorted(p.stem for p in profiles_dir().glob("*.yaml"))
     if name not in known:
         raise did_you_mean("profile", name, known)
-    data = read_yaml(profiles_dir() / f"{name}.yaml")
-    for dotted, value in (overrides or {}).items():
-        node, *rest = data, *str(dotted).split(".")
-        for part in rest[:-1]:
-            node = node.setdefault(part, {})
-            if not isinstance(node, dict):
-                raise did_you_mean("parameter", dotted, [f.name for f in dataclasses.fields(Profile)])
-        node[rest[-1]] = value
-    if "name" in data:  # the folder of the results is named after the file
+    data, settings = read_yaml(profiles_dir() / f"{name}.yaml"), overrides or {}
+    if "name" in {*data, *settings}:  # the folder of the results is named after the file
         raise FalconError("parameter name cannot be set", "copy the profile file under the new name")
-    return validate(build(Profile, {"name": name, **data}))
+    return override(build(Profile, {"name": name, **data}), settings)
 
 
 def override(profile: Profile, settings: dict[str, Any]) -> Profile:
     """The profile with dotted settings replaced, such as {"inner.steps": 0}; checked like a profile file."""
     for dotted, value in settings.items():
-        group, _, name = dotted.rpartition(".")
-        part = getattr(profile, group, None)
+        group, _, name = str(dotted).rpartition(".")
+        part = getattr(profile, group, None) if group else profile
         if not dataclasses.is_dataclass(part):
-            raise did_you_mean("parameter", dotted, [f.name + ".<name>" for f in dataclasses.fields(Profile)])
-        profile = dataclasses.replace(profile, **{group: build(type(part), {**flat(part), name: value}, group)})
+            raise did_you_mean("parameter", dotted, leaves(profile))
+        part = build(type(part), {**flat(part), name: value}, group)
+        profile = dataclasses.replace(profile, **{group: part}) if group else part
     return validate(profile)
 
 
@@ -298,6 +292,7 @@ AT_LEAST = {
     **{"eval.samples": 0, "eval.bootstrap": 1, "eval.max_new_tokens": 1, "tasks.eval_limit": 0, "tasks.train_limit": 0},
     **{"train.micro_tokens": 1, "judge.timeout_s": 1, "sandbox.workers": 0, "sandbox.output_kb": 1},
 }
+SEEDS = range(2**32)  # what numpy takes
 ABOVE_ZERO = ("sample.temperature", "eval.temperature", "eval.top_p", "train.lr", "sft.lr", "sandbox.cpu_s", "sandbox.memory_mb")
 CHOICES = {
     "judge.backend": ("static", "local", "openai"),
@@ -322,6 +317,7 @@ def validate(profile: Profile) -> Profile:
         if arm not in ARMS:
             raise did_you_mean("arm", arm, ARMS)
     most = 2 * (p.reward.w_style + p.reward.w_complexity + p.reward.w_instruction) * p.reward.ai + p.reward.w_long_term
+    once = 0 < len(set(p.seeds)) == len(p.seeds)
     halves = p.inner.steps == 0 or 2 <= p.inner.support <= p.train.group - 2
     rules = [
         *((name, math.isfinite(value), "a finite number") for name, value in values.items() if isinstance(value, float)),
@@ -340,10 +336,12 @@ def validate(profile: Profile) -> Profile:
         ("eval.top_p", p.eval.top_p <= 1, "at most 1"),
         ("long_term.prompt_share", 0 <= p.long_term.prompt_share <= 1, "in [0, 1]"),
         ("short_term.total", p.short_term.total >= p.short_term.size, "at least short_term.size"),
-        ("seeds", 0 < len(set(p.seeds)) == len(p.seeds), "at least one seed, each once"),
+        *((name, values[name] in SEEDS, f"0 to {SEEDS[-1]}") for name in ("train.seed", "tasks.seed")),
+        ("seeds", once and all(s in SEEDS for s in p.seeds), f"at least one seed, each once, from 0 to {SEEDS[-1]}"),
         ("arms", 0 < len(set(p.arms)) == len(p.arms), "at least one arm, each once"),
     ]
     for name, good, expected in rules:
         if not good:
-            raise FalconError(f"parameter {name} = {values[name]!r}: {expected} is expected", f"--set {name}=...")
+            remedy = "--seed 0" if name == "train.seed" else f"--set {name}=..."
+            raise FalconError(f"parameter {name} = {shown(values[name])}: {expected} is expected", remedy)
     return profile

@@ -103,12 +103,9 @@ def torch_build(profile: Profile) -> str:
 def faiss_build(profile: Profile) -> str:
     from falconlib.memory._faiss import load_faiss
 
-    faiss = load_faiss()
-    return (
-        f"{faiss.__version__}, GPUs: {faiss.get_num_gpus()}"
-        if faiss
-        else "none: memory searches with numpy; the faster way: pip install -e '.[cpu]'"
-    )
+    if faiss := load_faiss():
+        return f"{faiss.__version__}, GPUs: {faiss.get_num_gpus()}"
+    return "none: memory searches with numpy; the faster way: pip install -e '.[cpu]'"
 
 
 def sandbox_layers(profile: Profile) -> str:
@@ -132,8 +129,10 @@ def model(name: str) -> str:
 
     if name == NAME:
         return f"{NAME}, {sum(f.stat().st_size for f in model_dir().iterdir()) / 2**20:.0f} MB"
-    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():  # a hub id is owner/name
-        raise FalconError(f"model.name = {name!r}: there is no such folder", "a folder that holds config.json, or a hub id")
+    local = name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).is_dir()  # a hub id is owner/name
+    if local and name != "tiny" and not Path(name, "config.json").is_file():
+        what = "the folder holds no config.json" if Path(name).is_dir() else "there is no such folder"
+        raise FalconError(f"model.name = {name!r}: {what}", "a folder that holds config.json, or a hub id")
     return f"{name} (not the embedded one; found or fetched when it is loaded)"
 
 

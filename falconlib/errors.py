@@ -1,5 +1,11 @@
 """The one exception that users see: a message that names the value, the expectation and the remedy."""
 
+import json
+
+# what users call the types of settings, parameters and fields
+WORDS = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false", "list": "a list"}
+WORDS |= {"dict": "a group of settings", "tuple[int, ...]": "a list of whole numbers", "tuple[str, ...]": "a list of texts"}
+
 
 class FalconError(Exception):
     """Bad input or a missing piece. The command line prints it as one line and exits with 2.
@@ -12,6 +18,12 @@ class FalconError(Exception):
     def __init__(self, message: str, remedy: str = ""):
         self.message, self.remedy = message, remedy
         super().__init__(f"{message}\n  remedy: {remedy}" if remedy else message)
+
+
+def shown(value: object) -> str:
+    """A value as people write it, in YAML or JSON, and not too long of it: true, null, "text", [0, 1]."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def did_you_mean(kind: str, value: object, allowed) -> FalconError:

@@ -19,14 +19,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from falconlib.errors import FalconError
+from falconlib.errors import FalconError, shown
 
+MOVED = "(FALCON_RESULTS moves the results)"
 REMEDIES = {
-    errno.ENOSPC: "free some disk space, or point FALCON_RESULTS at another disk",
-    errno.EDQUOT: "free some of your disk quota, or point FALCON_RESULTS at another disk",
-    errno.EROFS: "point FALCON_RESULTS at a writable folder",
-    errno.EACCES: "point FALCON_RESULTS at a folder that you may write to",
-    errno.ENOTDIR: "a file stands where a folder is needed: move it, or set FALCON_RESULTS",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"free some disk space, or write to another disk {MOVED}"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES), f"write to a folder where you may {MOVED}"),
+    errno.ENOTDIR: f"a file stands where a folder is needed: move it, or write elsewhere {MOVED}",
 }
 
 
@@ -79,7 +78,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise FalconError(f"{path} cannot be read: {error}", "delete it and run its stage again") from error
     if not isinstance(data, dict):
-        raise FalconError(f"{path} holds {type(data).__name__}, not an object", "delete it and run its stage again")
+        raise FalconError(f"{path} holds {shown(data)}, not an object", "delete it and run its stage again")
     return data
 
 
@@ -102,7 +101,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise FalconError(f"{path.name} is no valid YAML: {error}", f"mend {path.name}") from error
     if not isinstance(data, dict):
-        raise FalconError(f"{path.name} holds {type(data).__name__}, not settings", f"mend {path.name}")
+        raise FalconError(f"{path.name} holds {shown(data)}, not settings", f"mend {path.name}")
     return data
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from falconlib.config import Profile, load_profile
 from falconlib.doctor import require
-from falconlib.errors import FalconError, did_you_mean
+from falconlib.errors import FalconError, did_you_mean, shown
 from falconlib.files import read_json, sha256, sha256_of
 from falconlib.notebook import check_pair, check_parameters_cell, code_hash
 from falconlib.reporting.run import REPO, reference_roots, results_root, stage_key
@@ -24,6 +24,9 @@ from falconlib.typed import leaves
 
 # these change no notebook's results
 WITHOUT = ("graph.py", "workflow.py", "notebook.py", "cli.py", "commands.py", "__main__.py", "doctor.py")
+
+# of a key, what each may differ in, in words
+SECTIONS = {"parameters": "{}: {} -> {}", "inputs": "what {} wrote changed", "falconlib": "{} changed", "data": "{} changed"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def _figure(name: str) -> tuple[str, ...]:
     return tuple(f"figures/{name}.{ending}" for ending in ("svg", "png", "csv"))
 
 
-GRAPH = (
+GRAPH: tuple[Node, ...] = (
     Node("00_start_here"),
     Node("01_tasks", writes=("tables/tasks.csv",)),
     Node("02_sandbox", writes=("tables/attacks.csv",)),
@@ -59,12 +62,8 @@ GRAPH = (
     ),
     Node("08_ablations", needs=("06_train",), writes=("tables/ablations.csv", *_figure("ablations"))),
     Node("09_preferences", needs=("06_train",), writes=("tables/preferences.csv",), data=("data/preferences/",)),
-    Node(
-        "10_report",
-        needs=("01_tasks", "02_sandbox", "04_long_term_memory", "06_train", "07_benchmarks", "08_ablations", "09_preferences"),
-        writes=("report.md", "report.html"),
-    ),
 )
+GRAPH += (Node("10_report", needs=tuple(node.name for node in GRAPH[1:]), writes=("report.md", "report.html")),)
 
 
 @dataclass(frozen=True)
@@ -194,21 +193,20 @@ class Workflow:
 
     def outputs_hash(self, key: str) -> str | None:
         """Hash over what a finished stage wrote, None when it is not finished. Equal outputs leave its readers fresh."""
-        path = self.root / key / "manifest.json"
-        return sha256_of(read_json(path).get("outputs"))[:16] if path.is_file() else None
+        outputs = record(self.root / key / "manifest.json").get("outputs")
+        return None if outputs is None else sha256_of(outputs)[:16]
 
     def status(self, step: Step) -> Status:
         """Compares the step's manifest with its key, and its outputs with their hashes."""
         folder = self.root / step.key
-        if not (folder / "manifest.json").is_file():
-            state = read_json(folder / "attempt.json")["state"] if (folder / "attempt.json").is_file() else "never run"
-            if state == "failed":
+        manifest = record(folder / "manifest.json")
+        attempt = {} if manifest else record(folder / "attempt.json")
+        if broken := manifest.get("broken") or attempt.get("broken"):
+            return Status("stale", (broken,))
+        if not manifest:
+            if attempt.get("state") == "failed":
                 return Status("failed", (f"the last attempt failed, see {folder / 'log.txt'}",))
-            return Status("missing", ("never run" if state == "never run" else "interrupted: resumes",))
-        try:
-            manifest = read_json(folder / "manifest.json")
-        except FalconError as error:
-            return Status("stale", (error.message,))
+            return Status("missing", ("interrupted: resumes" if attempt else "never run",))
         if not manifest.get("token"):
             return Status("stale", ("run by hand, not by this command",))
         reasons = differences(manifest, self.key(step)) + self.broken_outputs(step, manifest)
@@ -230,8 +228,8 @@ class Workflow:
     def seconds(self, step: Step) -> float | None:
         """How long the step took last time, here or in the reference results; None when it never ran."""
         for base in (self.root, *reference_roots(self.profile.name)[:1]):
-            with contextlib.suppress(FalconError):
-                return read_json(base / step.key / "run.json")["wall_s"]
+            with contextlib.suppress(FalconError, KeyError, TypeError, ValueError):
+                return float(read_json(base / step.key / "run.json")["wall_s"])
         return None
 
 
@@ -275,12 +273,24 @@ def data_hashes(profile: Profile) -> dict[str, str]:
     return found
 
 
+def record(path: Path) -> dict[str, Any]:
+    """A stage's manifest.json or attempt.json: {} when there is none, {"broken": why} when no run can have written it."""
+    if not path.is_file():
+        return {}
+    try:
+        found = read_json(path)
+    except FalconError as error:
+        return {"broken": error.message}
+    sound = all(isinstance(found.get(name, {}), dict) for name in (*SECTIONS, "outputs")) and {"outputs", "state"} & {*found}
+    return found if sound else {"broken": f"{path} is no record of a run"}
+
+
 def differences(manifest: dict[str, Any], key: dict[str, Any]) -> list[str]:
-    """What of the key is not as the manifest recorded it, in words."""
+    """What of the key is not as the manifest or attempt recorded it, in words."""
     found = [] if manifest.get("notebook") == key["notebook"] else ["its code cells changed"]
-    words = {"parameters": "{}: {} -> {}", "inputs": "what {} wrote changed", "falconlib": "{} changed", "data": "{} changed"}
-    for section, template in words.items():
+    for section, template in SECTIONS.items():
         old, new = manifest.get(section, {}), key[section]
         changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-        found += [template.format(name, old.get(name), new.get(name)) for name in changed]
+        values = [[shown(part[name]) if name in part else "not set" for part in (old, new)] for name in changed]
+        found += [template.format(name, *pair) for name, pair in zip(changed, values, strict=True)]
     return found

@@ -7,7 +7,9 @@ from typing import Any
 
 import msgspec
 
-from falconlib.errors import FalconError, did_you_mean
+from falconlib.errors import WORDS, FalconError, did_you_mean, shown
+
+SUCH_AS = {"str": "tiny", "int": "5", "float": "0.1", "bool": "true", "tuple[int, ...]": "0,1", "tuple[str, ...]": "grpo,falcon"}
 
 
 def build(kind: type, data: dict[str, Any], where: str = "") -> Any:
@@ -19,12 +21,12 @@ def build(kind: type, data: dict[str, Any], where: str = "") -> Any:
         if name not in fields:
             raise did_you_mean("parameter", place, [f"{where}.{f}".lstrip(".") for f in fields])
         default = getattr(kind(), name)
-        if dataclasses.is_dataclass(default):
+        if dataclasses.is_dataclass(default) and type(value) is not type(default):
             if not isinstance(value, dict):
-                raise FalconError(f"parameter {place} is a group of settings, not {value!r}", f"set {place}.<name>")
+                raise FalconError(f"parameter {place} is a group of settings, not {shown(value)}", f"set {place}.<name>")
             values[name] = build(type(default), {**flat(default), **value}, place)
         else:
-            values[name] = typed(value, str(fields[name].type), place)
+            values[name] = value if dataclasses.is_dataclass(default) else typed(value, str(fields[name].type), place)
     return kind(**values)
 
 
@@ -37,8 +39,8 @@ def typed(value: Any, annotation: str, place: str, strict: bool = True) -> Any:
         return msgspec.convert(value, kind, strict=strict)
     except msgspec.ValidationError as error:
         unread = strict and kind is float and isinstance(value, str)
-        hint = "YAML reads 1e-5 as text: write 1.0e-5" if unread else f"write {place} as {annotation}"
-        raise FalconError(f"parameter {place} = {value!r} has the wrong type: {annotation} is expected", hint) from error
+        hint = "YAML reads 1e-5 as text: write 1.0e-5" if unread else f"--set {place}={SUCH_AS[annotation]}"
+        raise FalconError(f"parameter {place} = {shown(value)}: {WORDS[annotation]} is expected", hint) from error
 
 
 def flat(config: Any) -> dict[str, Any]:

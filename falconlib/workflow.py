@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from falconlib.errors import FalconError
-from falconlib.files import REMEDIES, disk_errors, read_json, write_json
-from falconlib.graph import Status, Step, Workflow, differences
+from falconlib.files import REMEDIES, disk_errors, write_json
+from falconlib.graph import Status, Step, Workflow, differences, record
 from falconlib.notebook import DEAD, Child, execute
-from falconlib.reporting.run import STAGE_ENV
+from falconlib.reporting.run import STAGE_ENV, keep_copy
 
 OFFLINE_PROFILES = ("smoke", "quick")  # need no hub: everything they read lies in wheels and in data/
 FREE_MB = 200  # below this nothing is started
@@ -62,6 +62,7 @@ def run(
                 waiting.remove(step := ready[0])
                 status = workflow.status(step)
                 if status.state == "up to date" and not force:
+                    keep_copy(workflow.root, step.key)
                     progress.skip(step)
                     continue
                 progress.begin(step, status)
@@ -92,7 +93,7 @@ class Attempt:
         self.folder, self.began, self.token = workflow.root / step.key, time.monotonic(), secrets.token_hex(8)
         key = workflow.key(step)
         prepare_folder(self.folder, key, force)
-        self.record = {"key": key, "token": self.token, "state": "running"}
+        self.record = {**key, "token": self.token, "state": "running"}
         write_json(self.folder / "attempt.json", self.record)
         source = children.scratch / f"{step.key.replace('/', '-')}.ipynb"
         shutil.copyfile(workflow.source(step.node), source)  # what runs is what was hashed, whatever is saved meanwhile
@@ -124,6 +125,8 @@ class Attempt:
         problem = explain(failure, self.folder) if failure else unproven(self.workflow, self.step, self.token)
         end = {"state": "failed" if problem else "done", "problem": problem, "wall_s": round(self.spent(), 3)}
         write_json(self.folder / "attempt.json", {**self.record, **end})
+        if not problem:
+            keep_copy(self.workflow.root, self.step.key)
         if failure.get("name") == "FalconError":
             message, _, remedy = failure["message"].partition("\n  remedy: ")
             raise FalconError(f"{self.step.label}: {message}", remedy)
@@ -151,10 +154,8 @@ class Watch:
 
 def prepare_folder(folder: Path, key: dict[str, Any], force: bool) -> None:
     """Empties a stage's folder, unless its last attempt was interrupted or failed with the same key: then it resumes."""
-    previous: dict[str, Any] = {"state": "unknown"}
-    with contextlib.suppress(FalconError):
-        previous = read_json(folder / "attempt.json")
-    resumes = previous["state"] in ("running", "failed") and not differences(previous["key"], key)
+    previous = record(folder / "attempt.json")
+    resumes = previous.get("state") in ("running", "failed") and not differences(previous, key)
     with disk_errors(folder):
         if force or not resumes:
             shutil.rmtree(folder, ignore_errors=True)
@@ -164,10 +165,10 @@ def prepare_folder(folder: Path, key: dict[str, Any], force: bool) -> None:
 
 def unproven(workflow: Workflow, step: Step, token: str) -> str:
     """Why an attempt that ended with 0 is no success, "" when it is one."""
-    path = workflow.root / step.key / "manifest.json"
-    if not path.is_file() or read_json(path).get("token") != token:
+    manifest = record(workflow.root / step.key / "manifest.json")
+    if manifest.get("token") != token:
         return "it ended without writing its manifest: its last cell did not run"
-    return "; ".join(workflow.broken_outputs(step, read_json(path)))
+    return "; ".join(workflow.broken_outputs(step, manifest))
 
 
 def explain(failure: dict[str, str], folder: Path) -> str:

@@ -57,10 +57,10 @@ def test_settings_are_read_by_the_type_of_their_field(pair, value):
         ("long_term.k=5", "long_term.learns\n  remedy: use one of them"),
         ("train.steps.x=5", "unknown parameter 'train.steps.x'"),
         ("train=5", "parameter train is a group of settings"),
-        ("train.steps=5.5", "has the wrong type: int is expected"),
-        ("train.lr=fast", "has the wrong type: float is expected"),
-        ("long_term.enabled=no", "has the wrong type: bool is expected"),
-        ("seeds=a", "is expected"),
+        ("train.steps=5.5", 'parameter train.steps = "5.5": a whole number is expected'),
+        ("train.lr=fast", 'parameter train.lr = "fast": a number is expected'),
+        ("long_term.enabled=no", "true or false is expected\n  remedy: --set long_term.enabled=true"),
+        ("seeds=a", r"parameter seeds = \[\"a\"\]: a list of whole numbers is expected\n  remedy: --set seeds=0,1"),
         ("train.arm=grpo", "--set arms="),
         ("train.seed=1", "--set seeds="),
         ("name=other", "--profile"),
@@ -77,9 +77,21 @@ def test_bad_settings_are_refused(pair, message):
         (["run", "--profile", "nope"], "unknown profile 'nope'"),
         (["run", "--profile", "smoke", "--set", "arms=gpro"], "unknown arm 'gpro'"),
         (["run", "--profile", "smoke", "--set", "tasks.train=basix"], "unknown task set 'basix'"),
-        (["run", "--profile", "smoke", "--set", "train.lr=x"], "float is expected"),
+        (["run", "--profile", "smoke", "--set", "train.lr=x"], "a number is expected"),
         (["run", "--profile", "smoke", "--from", "08", "--only", "06"], "no stage is left"),
+        (
+            ["run", "--profile", "smoke", "--set", "seeds=0,-1"],
+            "seeds = [0, -1]: at least one seed, each once, from 0 to 4294967295",
+        ),
+        (
+            ["run", "--profile", "smoke", "--set", "tasks.train=./data/basix/basics.jsonl"],
+            "there is no file data/basix/basics.jsonl",
+        ),
         (["train", "--arm", "gpro"], "unknown arm 'gpro'"),
+        (
+            ["train", "--arm", "base", "--profile", "smoke", "--seed", "-1"],
+            "train.seed = -1: 0 to 4294967295 is expected\n  remedy: --seed",
+        ),
         (["train", "--arm", "base", "--profile", "smoke", "--set", "tasks.benchmarks=basix"], "unknown task set 'basix'"),
         (["doctor", "--profile", "nope"], "unknown profile"),
         (["score", "none.jsonl"], "none.jsonl is missing"),
@@ -94,7 +106,22 @@ def test_bad_input_gives_one_message_and_2(capsys, monkeypatch, tmp_path, argume
     assert "remedy: " in err and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("command", ["solve", "eval"])
+def test_a_mistyped_model_or_adapter_is_found_out_before_anything_heavy_is_imported(capsys, monkeypatch, tmp_path, command):
+    for name in ("solve", "evaluate"):
+        monkeypatch.setitem(sys.modules, f"falconlib.evaluation.{name}", None)  # whoever imports it gets an ImportError
+    (tmp_path / "empty").mkdir()
+    bad = {"nowhere": "there is no such folder", "empty": "the folder holds no config.json"}
+    for name, message in bad.items():
+        code, _, err = call(capsys, command, *(["Add."] if command == "solve" else []), "--model", str(tmp_path / name))
+        assert code == 2 and f"model.name = '{tmp_path / name}': {message}" in err
+    task = ["Add."] if command == "solve" else []
+    code, _, err = call(capsys, command, *task, "--model", "tiny", "--adapter", str(tmp_path / "empty"))
+    assert code == 2 and f"no adapter in {tmp_path / 'empty'}: adapter_config.json is missing" in err
+
+
 def test_usage_errors_and_help(capsys):
+    assert "argument --samples: invalid number value: 'x'" in call(capsys, "eval", "--samples", "x")[2]
     assert call(capsys)[0] == 2 and call(capsys, "fly")[0] == 2 and call(capsys, "--help")[0] == 0
     assert call(capsys, "--version")[1].startswith("0.")
 
@@ -133,7 +160,7 @@ def test_compare_says_within_or_outside(capsys, tmp_path):
     for name, value in (("a", 0.2), ("b", 0.21), ("c", 0.6)):
         main_csv(tmp_path / name, value)
     code, out, _ = call(capsys, "compare", str(tmp_path / "a"), str(tmp_path / "b"))
-    assert code == 0 and "0.200 -> 0.210, +0.010" in out and out.rstrip().endswith("within")
+    assert code == 0 and "20.0 -> 21.0, +1.0" in out and out.rstrip().endswith("within")
     assert call(capsys, "compare", str(tmp_path / "a"), str(tmp_path / "c/tables/main.csv"))[1].rstrip().endswith("outside")
 
 
@@ -231,7 +258,7 @@ def test_train_notes_what_it_used_and_keeps_others_out(capsys, monkeypatch, tmp_
     assert call(capsys, *arguments)[0] == 0
     facts = json.loads((tmp_path / "runs" / "smoke" / "train" / "base-s0" / "run.json").read_text())
     assert facts["model"].startswith("tiny (") and len(facts["data"]["basics train"]) == 64
-    assert facts["sandbox"]["seccomp"]["verified"]
+    assert facts["sandbox"]["seccomp"]["verified"] and facts["trained_tokens"] == 0
     assert facts["data"]["humaneval test"] != facts["data"]["basics test"]
 
 

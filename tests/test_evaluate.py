@@ -112,13 +112,13 @@ def test_a_profile_gives_the_settings_and_given_options_win(capsys):
     ("arguments", "message"),
     [
         (["--mode", "zero-shoot"], "unknown mode 'zero-shoot'"),
-        (["--mode", "zero-shot,ltm"], "no long-term memory at None"),
+        (["--mode", "zero-shot,ltm"], "a mode with ltm needs a long-term memory"),
         (["--mode", "ltm", "--memory", "none.sqlite"], "no long-term memory at none.sqlite"),
         (["--tasks", "basix"], "unknown task set 'basix'"),
         (["--samples", "-1"], "samples = -1"),
         (["--limit", "-1"], "limit = -1"),
         (["--adapter", "nowhere"], "no adapter in nowhere"),
-        (["--model", str(Path(__file__).parent)], "could not be loaded"),
+        (["--model", str(Path(__file__).parent)], "holds no config.json"),
     ],
 )
 def test_bad_input_to_eval(capsys, arguments, message):
@@ -128,7 +128,7 @@ def test_bad_input_to_eval(capsys, arguments, message):
 
 def test_a_missing_memory_is_seen_before_anything_runs(monkeypatch):
     monkeypatch.setattr(evaluate, "load_policy", lambda *_, **__: pytest.fail("the model was loaded"))
-    with pytest.raises(FalconError, match="no long-term memory"):
+    with pytest.raises(FalconError, match="needs a long-term memory"):
         quiet(["basics"], ["zero-shot", "ltm"])
 
 

@@ -108,6 +108,8 @@ def test_an_error_is_frequent_when_it_was_met_twice_among_the_neighbours_togethe
         for task, name in zip((ODD, TASKS[2]), names, strict=False):
             conductor.long_term.add_episodes([episode(task, f"{name} = 1", "runtime_error", name)])
         (recall,) = conductor.long_term.recall([EVEN], 8)
+        named = {error for n in recall.neighbours for error, *_ in n.errors}
+        assert named == recall.frequent_errors, "what is punished is what the prompt can name"
         return recall.frequent_errors
 
     assert met("KeyError") == {"TypeError"}, "once at one task is not frequent"

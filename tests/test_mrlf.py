@@ -314,6 +314,24 @@ def test_only_tasks_whose_gold_fits_are_trained_on(tiny_policy):
     assert {t.task_id for t in fitting(tiny_policy, TASKS, limit)} == {i for i, n in lengths.items() if n <= limit}
 
 
+def test_tasks_that_are_left_out_are_told_and_counted(tmp_path, tiny_policy, monkeypatch, capsys):
+    from falconlib import training
+    from falconlib.config import load_profile
+    from falconlib.tasks import load_tasks
+
+    (adapter := tmp_path / "sft").mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr("falconlib.policy.models.load_policy", lambda *_: tiny_policy)
+    monkeypatch.setattr(training, "train_rl", lambda policy, tasks, *_: {"trained_tokens": len(tasks)})
+    for limit in (40, 500):
+        smoke = load_profile("smoke", {"sample.max_new_tokens": limit, "tasks.train_limit": 0})
+        training.run_arm(smoke, "grpo", 0, tmp_path / "run", adapter, progress=False)
+        budget, told = json.loads((tmp_path / "run" / "budget.json").read_text()), capsys.readouterr().out
+        used, given = budget["tasks_used"], budget["tasks_given"]
+        assert given == len(load_tasks("basics", "train")) and used == budget["trained_tokens"]
+        assert (0 < used < given and f"{used} of {given} training tasks" in told) if limit == 40 else (used == given and not told)
+
+
 def test_token_offsets_cover_the_text_on_odd_characters(tiny_policy):
     text = "def f():\n\treturn 'ä€😀'  # tab\n"
     tokens = tiny_policy.encode(text)

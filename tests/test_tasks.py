@@ -351,13 +351,13 @@ EVALPLUS_ROW = {"task_id": "E/0", "prompt": "def f(x):\n", "entry_point": "f", "
 GOOD = {"task_id": "a", "prompt": "p", "tests": ["assert f()"]}
 BAD = {
     "broken JSON": ("{", r"own.jsonl line 2: broken JSON"),
-    "no object": ("[1]", r"line 2: a JSON object is expected, not list"),
+    "no object": ("[1]", r"line 2: a JSON object is expected, not \[1\]"),
     "no prompt": ({"task_id": "b", "tests": ["assert f()"]}, r"line 2: field 'prompt' is missing"),
     "no tests": ({"task_id": "b", "prompt": "p"}, r"line 2: field 'tests' is missing"),
     "empty tests": ({**GOOD, "task_id": "b", "tests": []}, r"line 2: tests must be a list"),
     "tests of numbers": ({**GOOD, "task_id": "b", "tests": [1]}, r"line 2: tests must be a list"),
-    "wrong type": ({**GOOD, "task_id": 5}, r"line 2: field 'task_id' is int, str is expected"),
-    "truth value as number": ({**GOOD, "task_id": "b", "visible": True}, r"line 2: field 'visible' is bool, int is expected"),
+    "wrong type": ({**GOOD, "task_id": 5}, r"line 2: field 'task_id' = 5: a text is expected"),
+    "truth value as number": ({**GOOD, "task_id": "b", "visible": True}, r"'visible' = true: a whole number is expected"),
     "visible too large": ({**GOOD, "task_id": "b", "visible": 2}, r"line 2: visible = 2, but there are 1 tests"),
     "unknown field": ({**GOOD, "task_id": "b", "test": "x"}, r"unknown field 'own.jsonl line 2: test'"),
     "a setup that solves the task": (
@@ -381,11 +381,11 @@ BAD = {
     "MBPP with a broken assert": ({**MBPP_ROW, "test_list": ["assert add( == 3"]}, r"line 2: SyntaxError"),
     "APPS with a number as inputs": (
         apps_row(input_output='{"inputs": 5, "outputs": 5}'),
-        r"line 2: input_output: field 'inputs' is int",
+        r"line 2: input_output: field 'inputs' = 5: a list is expected",
     ),
     "APPS with texts as inputs": (
         apps_row(input_output='{"inputs": "a", "outputs": "b"}'),
-        r"line 2: input_output: field 'inputs' is str",
+        r"line 2: input_output: field 'inputs' = \"a\": a list",
     ),
     "APPS that calls with no list": (
         apps_row(input_output='{"inputs": ["x"], "outputs": [1], "fn_name": "f"}'),
@@ -473,10 +473,23 @@ def test_versions():
 # --- subsets, sampling, fingerprint ------------------------------------------------------------------------------------
 
 
+def test_a_mistyped_file_is_missing_and_its_neighbour_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "sets" / "my_tasks.jsonl", [GOOD])
+    pattern = "give the path of a .jsonl, .jsonl.gz or .parquet file"
+    remedies = {"sets/my_task.jsonl": "use sets/my_tasks.jsonl", "set/my_tasks.jsonl": pattern, "mbp.parquet": pattern}
+    for name, remedy in remedies.items():
+        with pytest.raises(FalconError) as error:
+            load_tasks(name)
+        assert (error.value.message, error.value.remedy) == (f"there is no file {name}", remedy)
+
+
 def test_unknown_names():
     with pytest.raises(FalconError, match=r"unknown task set 'basic'.*") as error:
         load_tasks("basic")
     assert error.value.remedy == "use 'basics'"
+    with pytest.raises(FalconError, match=r"unknown task set '<path>'"):
+        load_tasks("<path>")
     with pytest.raises(FalconError, match=r"'humaneval' has no split 'train'") as error:
         load_tasks("humaneval", "train")
     assert error.value.remedy == "it has: test"

@@ -79,7 +79,9 @@ def states(flow: Workflow) -> dict[str, str]:
 def finished(tmp_path_factory) -> Path:
     """A finished run of GRAPH; tests copy it."""
     folder = tmp_path_factory.mktemp("workflow")
-    code, lines = execute(make(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FALCON_COPY", str(folder / "drive"))
+        code, lines = execute(make(folder))
     assert code == 0, lines
     return folder
 
@@ -107,6 +109,20 @@ def test_a_run_leaves_proofs_and_a_second_one_skips(finished):
     assert list(manifest["inputs"]) == ["train/sft-s0"] and list(manifest["outputs"]) == ["train/grpo-s0/samples.txt"]
     executed = (root / "01_a" / "01_a.ipynb").read_text()
     assert "input_path" not in executed and "# A title" in executed
+
+
+def test_a_copy_brings_back_whole_stages_and_what_it_lacks_is_copied_again(run, monkeypatch):
+    shutil.rmtree(run / "results")
+    shutil.copytree(run / "drive", run / "results")  # as the first cell does on Colab
+    flow = make(run)
+    lines = workflow.plan(flow, flow.steps, force=False, why=True)
+    assert len(lines) == 4 and all(line.endswith("up to date  skipped") for line in lines), lines
+    assert read_json(flow.root / "01_a/attempt.json")["state"] == "done"
+    monkeypatch.setenv("FALCON_COPY", str(run / "drive"))
+    shutil.rmtree(run / "drive/runs/smoke/01_a")
+    kept = run / "drive/runs/smoke/tables/b.txt"
+    kept.write_text("a stage that is there is left alone")
+    assert execute(flow)[0] == 0 and (run / "drive/runs/smoke/01_a/01_a.ipynb").is_file() and kept.read_text()[0] == "a"
 
 
 def test_the_executed_notebook_shows_the_injected_parameters(finished):
@@ -169,6 +185,42 @@ def test_freshness_follows_contents_and_names_the_reason(run, change, stale, rea
         assert any(reason in text for text in found[stale[0]].reasons)
 
 
+@pytest.fixture(scope="module")
+def idle(tmp_path_factory) -> Workflow:
+    """A workflow that never ran anything."""
+    return make(tmp_path_factory.mktemp("idle"))
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "attempt.json"])
+@pytest.mark.parametrize(
+    "text",
+    ["", '{"sta', "\x00" * 40, "[]", "7", "{}", '{"outputs": [], "state": 3}', '{"outputs": {}, "state": "running", "data": 1}'],
+    ids=["empty", "half", "zeros", "list", "number", "nothing", "no outputs", "no data"],
+)
+def test_a_broken_record_makes_its_stage_stale_with_a_reason(idle, name, text):
+    first, read, *_, reader = steps = idle.steps  # nobody reads the first one
+    for step in (first, read):
+        folder = idle.root / step.key
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (folder / name).write_text(text)
+        (folder / "run.json").write_text('{"wall_s": "long"}')
+        status = idle.status(step)
+        assert status.state == "stale" and len(status.reasons) == 1 and str(folder / name) in status.reasons[0], status
+        assert idle.seconds(step) is None and "without writing its manifest" in workflow.unproven(idle, step, "token")
+    assert idle.key(reader)["inputs"][read.key] is None and len(workflow.plan(idle, steps, force=False, why=False)) == 4
+    workflow.prepare_folder(idle.root / first.key, idle.key(first), False)
+    assert not [*(idle.root / first.key).iterdir()]
+
+
+def test_a_run_goes_on_past_a_broken_record(tmp_path):
+    flow = make(tmp_path, nodes=GRAPH[:1])
+    (flow.root / "01_a").mkdir(parents=True)
+    (flow.root / "01_a/attempt.json").write_text("{}")
+    code, lines = execute(flow)
+    assert code == 0 and "stale" in lines[0] and "attempt.json" in lines[0] and states(flow) == {"01_a": "up to date"}
+
+
 def test_library_and_data_changes_are_named(run):
     flow = make(run)
     flow.library = {"falconlib/rewards.py": "1"}
@@ -177,6 +229,12 @@ def test_library_and_data_changes_are_named(run):
     flow = make(run)
     flow.data = flow.data | {"data/new.jsonl": "x"}
     assert flow.status(flow.steps[0]).reasons == ("data/new.jsonl changed",)
+
+
+def test_changed_parameters_are_shown_as_people_write_them():
+    key = {"notebook": "", "parameters": {"a": False, "c": "x"}, "inputs": {}, "falconlib": {}, "data": {}}
+    found = graph.differences({**key, "parameters": {"a": True, "b": None, "d": 1}}, key)
+    assert found == ["a: true -> false", 'c: not set -> "x"', "d: 1 -> not set"]
 
 
 def test_data_that_some_stages_alone_read_concerns_no_other(tmp_path):
@@ -378,6 +436,7 @@ def test_missing_pieces_are_named_before_anything_starts(tmp_path, monkeypatch):
 def test_relative_task_files_and_models_reach_the_notebook_as_absolute_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("my/model").mkdir(parents=True)
+    Path("my/model/config.json").write_text("{}")
     Path("own.jsonl").write_text(json.dumps({"task_id": "own/0", "prompt": "Return 1.", "tests": ["assert one() == 1"]}) + "\n")
     flow = make(tmp_path, {"tasks.benchmarks": ["own.jsonl", "basics"], "model.name": "my/model"})
     absolute = {"tasks.benchmarks": [str(tmp_path / "own.jsonl"), "basics"], "model.name": str(tmp_path / "my/model")}
@@ -500,8 +559,8 @@ def test_trap_papermill_runs_with_our_settings(tmp_path, monkeypatch):
     ("text", "problem"),
     [
         ("1e-5", "YAML reads 1e-5 as text: write 1.0e-5"),
-        ('"true"', "has the wrong type"),
-        ("no", "has the wrong type"),
+        ('"true"', "a number is expected"),
+        ("no", "lr = false: a number is expected"),
         ("012", "012 is no plain integer"),
         ("1:30", "1:30 is no plain integer"),
         ("1_000", "1_000 is no plain integer"),

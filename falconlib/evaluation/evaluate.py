@@ -199,7 +199,8 @@ def mode_name(mode: str) -> str:
 def check_memory(memory: Path | None) -> Path:
     """The path. Raises FalconError unless the file is there."""
     if memory is None or not memory.is_file():
-        raise FalconError(f"there is no long-term memory at {memory}", "--memory train/falcon-s0/memory.sqlite of a run")
+        what = f"there is no long-term memory at {memory}" if memory else "a mode with ltm needs a long-term memory"
+        raise FalconError(what, "--memory train/falcon-s0/memory.sqlite of a run")
     return memory
 
 

@@ -49,6 +49,7 @@ def solve(
     if memory is not None:
         check_memory(memory)
     policy = load_policy(profile.model, adapter=adapter)
+    # no block list: this is help, not a measurement, and the report says what was recalled and how near it is
     long = recall_from(memory, profile.model) if memory is not None else None
     try:
         with Sandbox(profile.sandbox) as sandbox:

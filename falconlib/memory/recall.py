@@ -29,7 +29,7 @@ SAVE_EVERY = 10_000  # new vectors after which the index file is written: a rebu
 @dataclass(frozen=True)
 class Neighbour:
     """A recalled training task. similarity: cosine in [-1, 1]; utility: learnt reward difference that its text made; code: best
-    verified program, or None; errors: (class, count >= 2, latest message) among its kept failures, most frequent first."""
+    verified program, or None; errors: (class, count, latest message) of its kept failures that are frequent in the recall."""
 
     task_id: str
     similarity: float
@@ -122,13 +122,14 @@ class Searcher:
         recalls = []
         for row in chosen:
             total: Counter[str] = Counter()
+            for name, count, _ in (error for i, *_ in row for error in errors[i]):
+                total[name] += count
+            frequent = frozenset(name for name, count in total.items() if count >= 2)
             neighbours = []
             for i, similarity, utility in row:
-                for name, count, _ in errors[i]:
-                    total[name] += count
-                (task_id, description, code, _), often = rows[i], tuple(error for error in errors[i] if error[1] >= 2)
+                (task_id, description, code, _), often = rows[i], tuple(error for error in errors[i] if error[0] in frequent)
                 neighbours.append(Neighbour(task_id, similarity, utility, description, code, often))
-            recalls.append(Recall(tuple(neighbours), frozenset(name for name, count in total.items() if count >= 2)))
+            recalls.append(Recall(tuple(neighbours), frequent))
         return recalls
 
     def sync(self) -> VectorIndex:

@@ -14,6 +14,7 @@ says that the stage is complete. This module decides nothing about freshness (wo
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -29,8 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from falconlib.config import ARMS, Profile, load_profile
-from falconlib.errors import FalconError, did_you_mean
-from falconlib.files import disk_errors, sha256, write_json
+from falconlib.errors import WORDS, FalconError, did_you_mean
+from falconlib.files import disk_errors, read_json, sha256, write_json
 
 REPO = Path(__file__).resolve().parents[2]
 STAGE_ENV = "FALCON_STAGE"  # JSON that the runner hands to the kernel: stage, token, key, command
@@ -80,8 +81,8 @@ def check_parameters(notebook: str, parameters: dict[str, Any]) -> None:
     for name, value in parameters.items():
         kind = PARAMETERS[name]
         if not isinstance(value, kind) or isinstance(value, bool):
-            hint = "papermill: -y 'overrides: {train.steps: 5}'" if kind is dict else f"give a {kind.__name__} literal"
-            raise FalconError(f"parameter {name} = {value!r} of {notebook}: {kind.__name__} is expected", hint)
+            hints = {dict: "papermill: -y 'overrides: {train.steps: 5}'", int: f"{name} = 0", str: f'{name} = "..."'}
+            raise FalconError(f"parameter {name} = {value!r} of {notebook}: {WORDS[kind.__name__]} is expected", hints[kind])
     missing = [name for name in expected if name not in parameters]
     if missing:
         raise FalconError(f"parameter {missing[0]} of {notebook} is missing", f"the parameters cell holds {', '.join(expected)}")
@@ -187,15 +188,27 @@ class Stage:
         key = self.handed.get("key") or {"parameters": self.parameters}
         manifest = {"stage": self.key, "token": self.handed.get("token"), **key, "read": self.inputs, "outputs": hashes}
         write_json(self.folder / "manifest.json", manifest)
-        if copy := os.environ.get("FALCON_COPY"):  # Google Drive: too slow and too loosely locked to work in
-            with disk_errors(Path(copy)):
-                for name in [*hashes, f"{self.key}/run.json", f"{self.key}/manifest.json"]:
-                    target = Path(copy) / "runs" / self.profile.name / name
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(self.root / name, target)
+        if not self.handed:  # else the notebook is still being written: the runner copies
+            keep_copy(self.root, self.key)
 
     def _write_run(self) -> None:
         write_json(self.folder / "run.json", {"stage": self.key, **self.facts})
+
+
+def keep_copy(root: Path, key: str) -> None:
+    """Copies a complete stage to $FALCON_COPY/runs/<profile>, if that is set and lacks it: what it wrote, its records and its
+    executed notebook, and its manifest last: a copy that was cut off is no complete stage."""
+    proof = f"{key}/manifest.json"
+    if copy := os.environ.get("FALCON_COPY"):  # Google Drive: too slow and too loosely locked to work in
+        target = Path(copy) / "runs" / root.name
+        with disk_errors(target):
+            if (target / proof).is_file() and (target / proof).read_bytes() == (root / proof).read_bytes():
+                return
+            (target / proof).unlink(missing_ok=True)
+            records = [f"{key}/{p.name}" for p in (root / key).iterdir() if p.suffix in (".json", ".jsonl", ".ipynb")]
+            for name in [*read_json(root / proof)["outputs"], *(name for name in records if name != proof), proof]:
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(root / name, target / name)
 
 
 def reference_roots(profile: str) -> list[Path]:
@@ -251,10 +264,8 @@ def versions() -> dict[str, str]:
         return {}
     found = {}
     for name in names:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # an extra that is not installed
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # an extra that is not installed
     return found
 
 
@@ -263,11 +274,10 @@ def device() -> str:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return f"cuda: {torch.cuda.get_device_name()}"
-    try:
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
         cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
         name = next(line.split(":", 1)[1].strip() for line in cpuinfo.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
     return f"cpu: {name}"
 
 

@@ -19,7 +19,7 @@ from falconlib.config import TaskConfig
 from falconlib.errors import FalconError, did_you_mean
 from falconlib.records import Task, to_json
 from falconlib.tasks import apps, codal, evalplus, humaneval, jsonl, mbpp
-from falconlib.tasks.files import SUFFIXES, find
+from falconlib.tasks.files import SUFFIXES, find, missing
 from falconlib.tasks.hub import download
 
 __all__ = ["TASK_SETS", "download", "fingerprint", "fingerprints", "load_tasks", "sample_tasks", "version", "visible_tests"]
@@ -53,6 +53,8 @@ def load_tasks(name: str, split: str | None = None, limit: int = 0, seed: int = 
         tasks = import_module(f"falconlib.tasks.{name}").load()
     elif Path(name).exists():
         tasks = jsonl.load(Path(name), Path(name).name.split(".")[0])
+    elif Path(name).suffix or "/" in name:
+        raise missing(Path(name))
     else:
         raise did_you_mean("task set", name, [*TASK_SETS, "<path of a .jsonl or .parquet file>"])
     if split is not None:

@@ -62,18 +62,11 @@ def from_row(row: dict, split: str, where: str) -> Task | None:
         return None
     pairs = list(zip(inputs, outputs, strict=True))
     method = f"Solution().{name}" if "class Solution" in starter else name
-    return Task(
-        task_id=f"apps/{split}/{number}",
-        dataset="apps",
-        split=split,
-        prompt="\n\n".join(part for part in (field(row, "question", str, where).strip(), starter) if part),
-        entry_point="Solution" if name and method != name else name,
-        tests=tuple(call(method, i, o) if name else stdio(i, o) for i, o in pairs),
-        setup=LISTED if name else "",
-        gold=next(iter(solutions), None),
-        family=field(row, "difficulty", str, where, ""),
-        mode="assert" if name else "stdio",
-    )
+    prompt = "\n\n".join(part for part in (field(row, "question", str, where).strip(), starter) if part)
+    tests = tuple(call(method, i, o) if name else stdio(i, o) for i, o in pairs)
+    level, gold = field(row, "difficulty", str, where, ""), next(iter(solutions), None)
+    how = {"setup": LISTED if name else "", "gold": gold, "family": level, "mode": "assert" if name else "stdio"}
+    return Task(f"apps/{split}/{number}", "apps", split, prompt, "Solution" if name and method != name else name, tests, **how)
 
 
 def stdio(given: Any, wanted: Any) -> str:

@@ -64,17 +64,9 @@ def from_row(row: dict, dataset: str, where: str) -> Task:
         raise FalconError(f"{where}: no inputs: nothing can be judged", f"mend {where}")
     tests = [test(name, typed(list(given), examples[0] if examples else None), atol_of(row, where)) for given in [*base, *plus]]
     parts = ["" if whole else helpers(prompt, name), TRUTH if name in TRUTHS else COMPARE, reference(gold, name)]
-    return Task(
-        task_id=field(row, "task_id", str, where),
-        dataset=dataset,
-        split="test",
-        prompt=prompt.strip().strip('"').strip() if whole else prompt,
-        entry_point=name,
-        tests=tuple(tests),
-        setup="\n".join(part.strip() for part in parts if part),
-        gold=gold,
-        kind="text" if whole else "completion",
-    )
+    task_id, text = field(row, "task_id", str, where), prompt.strip().strip('"').strip() if whole else prompt
+    setup, kind = "\n".join(part.strip() for part in parts if part), "text" if whole else "completion"
+    return Task(task_id, dataset, "test", text, name, tuple(tests), setup=setup, gold=gold, kind=kind)
 
 
 def defines(source: str, name: str) -> bool:

@@ -6,6 +6,7 @@ Nothing is fetched from here, and no loading script is ever run.
 
 from __future__ import annotations
 
+import difflib
 import gzip
 import json
 import os
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from falconlib.errors import FalconError
+from falconlib.errors import WORDS, FalconError, shown
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")  # what a table may end in; the first that is there counts
@@ -28,6 +29,13 @@ def find(name: str, remedy: str, suffixes: tuple[str, ...] = ("",)) -> Path:
         return found
     names = " or ".join(repr(f"{name}{suffix}") for suffix in suffixes)
     raise FalconError(f"missing data: {names} was looked for in {', '.join(map(str, roots))}", remedy)
+
+
+def missing(path: Path) -> FalconError:
+    """A table of tasks that is not there, with the file beside it whose name is nearest."""
+    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
+    remedy = f"use {path.parent / near[0]}" if near else f"give the path of a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file"
+    return FalconError(f"there is no file {path}", remedy)
 
 
 def tables(folder: Path) -> list[Path]:
@@ -73,7 +81,7 @@ def parse_row(line: str, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # RecursionError: nested a thousandfold
         raise FalconError(f"{where}: broken JSON: {error}", "one JSON object per line is expected") from error
     if not isinstance(row, dict):
-        raise FalconError(f"{where}: a JSON object is expected, not {type(row).__name__}", 'write {"task_id": ..., ...}')
+        raise FalconError(f"{where}: a JSON object is expected, not {shown(row)}", 'write {"task_id": ..., ...}')
     return row
 
 
@@ -86,5 +94,5 @@ def field(row: dict[str, Any], name: str, kind: type, where: str, default: Any =
             raise FalconError(f"{where}: field {name!r} is missing", f"present: {', '.join(row) or 'none'}")
         return default
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise FalconError(f"{where}: field {name!r} is {type(value).__name__}, {kind.__name__} is expected", f"mend {where}")
+        raise FalconError(f"{where}: field {name!r} = {shown(value)}: {WORDS[kind.__name__]} is expected", f"mend {where}")
     return value

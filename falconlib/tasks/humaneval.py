@@ -41,17 +41,9 @@ def load() -> list[Task]:
 def from_row(row: dict, where: str) -> Task:
     """One Task from one row of the data file."""
     prompt, name = field(row, "prompt", str, where), field(row, "entry_point", str, where)
-    return Task(
-        task_id=field(row, "task_id", str, where),
-        dataset="humaneval",
-        split="test",
-        prompt=prompt,
-        entry_point=name,
-        tests=(f"{field(row, 'test', str, where).strip()}\n\ncheck({name})\n",),
-        setup=helpers(prompt, name),
-        gold=prompt + field(row, "canonical_solution", str, where),
-        kind="completion",
-    )
+    task_id, test = field(row, "task_id", str, where), f"{field(row, 'test', str, where).strip()}\n\ncheck({name})\n"
+    rest = {"setup": helpers(prompt, name), "gold": prompt + field(row, "canonical_solution", str, where), "kind": "completion"}
+    return Task(task_id, "humaneval", "test", prompt, name, (test,), **rest)
 
 
 def helpers(prompt: str, entry_point: str) -> str:

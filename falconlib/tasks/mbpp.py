@@ -31,17 +31,9 @@ def from_row(row: dict, where: str) -> Task:
     code, tests = field(row, "code", str, where).replace("\r\n", "\n"), field(row, "test_list", list, where)
     text = field(row, "text", str, where, None) or field(row, "prompt", str, where)
     imports = field(row, "test_imports", list, where, [])
-    return Task(
-        task_id=f"mbpp/{number}",
-        dataset="mbpp",
-        split=split_of(number),
-        prompt=text.strip(),
-        entry_point=entry_point(tests[0], code) if tests else None,
-        tests=tuple(t.strip() for t in tests),
-        visible=1,
-        setup="\n".join([*imports, field(row, "test_setup_code", str, where, "").replace("\r\n", "\n")]).strip(),
-        gold=code,
-    )
+    name, tests = entry_point(tests[0], code) if tests else None, tuple(t.strip() for t in tests)
+    setup = "\n".join([*imports, field(row, "test_setup_code", str, where, "").replace("\r\n", "\n")]).strip()
+    return Task(f"mbpp/{number}", "mbpp", split_of(number), text.strip(), name, tests, visible=1, setup=setup, gold=code)
 
 
 def split_of(number: int) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -64,14 +65,12 @@ def run_arm(
     folder.mkdir(parents=True, exist_ok=True)
     rl = SETTINGS[arm][1] is not None
     if rl and not (sft_adapter and (sft_adapter / "adapter_config.json").is_file()):
-        raise FalconError(
-            f"arm {arm!r} starts from the SFT adapter, which is not in {sft_adapter}",
-            f"falconlib train --arm sft --seed {seed} first",
-        )
+        where = f" in {sft_adapter}" if sft_adapter else ""
+        remedy = f"falconlib train --arm sft --seed {seed} first"
+        raise FalconError(f"arm {arm!r} starts from the SFT adapter, and there is none{where}", remedy)
     other = profile.train.budget_of
     limit = spent_by(folder.parent / f"{other}-s{seed}", profile.train.budget) if other else None
-    lora = None if arm == "base" or rl else profile.lora
-    policy = load_policy(profile.model, lora, sft_adapter if rl else None, seed)
+    policy = load_policy(profile.model, None if arm == "base" or rl else profile.lora, sft_adapter if rl else None, seed)
     chosen = profile.tasks
     tasks = [t for name in chosen.train for t in load_tasks(name, "train", chosen.train_limit, chosen.seed)]
     budget = {"completions": 0, "programs": 0, "trained_tokens": 0}
@@ -79,11 +78,13 @@ def run_arm(
         budget["trained_tokens"] = train_sft(policy, tasks, profile, seed, JsonLines(folder / "metrics.jsonl"), progress)
     elif rl:
         fits = fitting(policy, tasks, profile.sample.max_new_tokens)
+        short = f"gold program of at most {profile.sample.max_new_tokens} tokens (sample.max_new_tokens)"
         if not fits:
-            raise FalconError(
-                f"no training task has a gold of at most {profile.sample.max_new_tokens} tokens", "raise sample.max_new_tokens"
-            )
+            raise FalconError(f"no training task has a {short}", "raise sample.max_new_tokens")
+        if len(fits) < len(tasks) and not distributed.rank():
+            sys.stdout.write(f"{len(fits)} of {len(tasks)} training tasks are used: the others have no {short}\n")
         budget = train_rl(policy, fits, profile, seed, folder, progress, watch, limit)
+        budget |= {"tasks_used": len(fits), "tasks_given": len(tasks)}
     if distributed.rank():
         return policy
     if arm != "base":
