@@ -19,8 +19,8 @@ help:
 	@echo "make lint        ruff on library, tests and notebooks, mypy on the library"
 	@echo "make docs        the API reference from the docstrings: build/docs"
 	@echo "make lab         JupyterLab on the notebooks"
-	@echo "make notebooks   write notebooks/*.ipynb from the reviewed notebooks/*.py"
-	@echo "make reference   commit candidate: copy the run of PROFILE to results/reference, update the README's table"
+	@echo "make notebooks   write notebooks/*.ipynb from the reviewed notebooks/*.py, and the README's tables"
+	@echo "make reference   commit candidate: copy the run of PROFILE to results/reference, update the README's results"
 
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "falconlib needs Python 3.11 or newer; try: make setup PYTHON=python3.12")'
@@ -77,3 +77,4 @@ lab: setup
 notebooks: $(STAMP)
 	$(BIN)/python notebooks/bootstrap.py
 	$(BIN)/python -m falconlib.notebook pair
+	$(BIN)/python tests/readme_tree.py

@@ -52,10 +52,8 @@ def check_pair(path: Path) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             same = read_cells(write_pair(twin, Path(scratch))) == read_cells(path)
         if not same:
-            remedy = (
-                f"after editing the .py: make notebooks; after editing the .ipynb: jupytext --to py:percent notebooks/{path.name}"
-            )
-            raise FalconError(f"{twin.name} and {path.name} differ", remedy)
+            back = f"after editing the .ipynb: jupytext --to py:percent notebooks/{path.name}"
+            raise FalconError(f"{twin.name} and {path.name} differ", f"after editing the .py: make notebooks; {back}")
 
 
 def write_pair(source: Path, folder: Path) -> Path:

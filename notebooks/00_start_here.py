@@ -20,9 +20,10 @@
 #
 # **Question.** What does FALCON do with one task, from its description to a changed model?
 #
-# **Reads** the committed task set `basics` and the profile's model. **Writes** `00_start_here/rewards.svg`, `.png`, `.csv`.
+# **Reads** the committed task set `basics` and the profile's model. **Writes** `00_start_here/overview.*` and
+# `rewards.*`: each as `.svg`, `.png`, and the plotted data as `.csv`.
 #
-# **Run time**, profile `quick`: about a minute on 2 CPU cores, most of it sampling and the two backward passes. On one GPU:
+# **Run time**, profile `quick`: about 15 seconds on 2 CPU cores, most of it sampling and the two backward passes. On one GPU:
 # seconds, after the model is loaded.
 #
 # The method in one line (the paper is arXiv 2410.21349): *recall, write, test, judge, reward, adapt to the task, write again,

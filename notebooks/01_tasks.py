@@ -137,7 +137,7 @@ print("of these, this profile measures on:", measured)
 # A *family* is what meta-learning calls a distribution of tasks: strings, dates, matrices... Two families of `basics` have no
 # training task at all, so that the test split asks for both near and far transfer.
 #
-# *Figure: tasks of `basics` per family; dark bars training, hatched bars held out (validation and test).*
+# *Figure: tasks of `basics` per family; blue bars training, hatched bars held out (validation and test).*
 
 # %%
 table = pd.crosstab([t.family for t in basics], ["train" if t.split == "train" else "held out" for t in basics])

@@ -22,7 +22,7 @@
 #
 # **Reads** the committed task set `basics`. **Writes** `tables/attacks.csv`, `02_sandbox/throughput.*`.
 #
-# **Run time**, every profile: some seconds on 2 CPU cores. A GPU is not used.
+# **Run time**, every profile: seconds on 2 CPU cores. A GPU is not used.
 #
 # Reinforcement learning finds every shortcut that its reward leaves open: models trained on "exit code 0 means passed" have
 # learnt to leave with exit code 0. And the programs that a model writes are untrusted code. Two problems, two answers: walls
@@ -304,7 +304,8 @@ with plt.rc_context(figures.STYLE):
     drawn, axis = plt.subplots(figsize=(6, 3))
 for workers, (colour, marker) in figures.look(list(speeds["workers"].unique())).items():
     part = speeds[speeds["workers"] == workers]
-    axis.plot(100 * part["endless"], part["programs/s"], color=colour, marker=marker, label=f"{workers} worker(s)")
+    label = "1 worker" if workers == 1 else f"{workers} workers"
+    axis.plot(100 * part["endless"], part["programs/s"], color=colour, marker=marker, label=label)
 axis.set(xlabel="endless programs in %", ylabel="programs per second", ylim=(0, None))
 axis.legend(frameon=False)
 stage.save_figure(drawn, f"{stage.key}/throughput", speeds)

@@ -22,7 +22,7 @@
 #
 # **Reads** one task of the committed set `basics`. **Writes** `figures/rewards.svg`, `.png`, `.csv`.
 #
-# **Run time**, every profile: some seconds on 2 CPU cores. A GPU is not used; no model is needed.
+# **Run time**, every profile: seconds on 2 CPU cores. A GPU is not used; no model is needed.
 #
 # We follow four hand-written programs all the way. Each step is one equation and the line of code that computes it.
 

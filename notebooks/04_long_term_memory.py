@@ -70,7 +70,7 @@ from falconlib.records import Task
 from falconlib.reporting import figures, start
 from falconlib.reporting.overview import where_we_are
 from falconlib.reporting.run import REPO
-from falconlib.reporting.tables import markdown
+from falconlib.reporting.tables import markdown, span
 from falconlib.rollout import Conductor
 from falconlib.sandbox import Sandbox
 from falconlib.tasks import load_tasks
@@ -319,7 +319,8 @@ paired = pd.DataFrame({mode: {s.task_id: s.status for s in found if s.greedy} fo
 scores = {mode: np.array([[float(s.status == "pass") for s in found if s.greedy]]) for mode, found in samples.items()}
 effect = paired_difference(scores["+LTM"], scores["zero-shot"], config.eval.bootstrap, np.random.default_rng(0))
 print(f"passed: {scores['zero-shot'].sum():.0f} of {len(paired)} plain, {scores['+LTM'].sum():.0f} with memory")
-print(f"difference {effect.value:+.3f}, 95 % interval [{effect.low:+.3f}, {effect.high:+.3f}] ({effect.method})")
+change = f"{span((effect.value, effect.low, effect.high), '+')} percentage points"
+print(f"difference {change}, 95 % interval of Tango: Wilson's, below, for pairs")
 
 # %% [markdown]
 # The mean hides two groups: tasks that are solved *because of* the recalled program, and tasks that were solved without it and
@@ -385,8 +386,7 @@ lines += [f"The recalled text changes the probability per token of the right pro
 lines[-1] += f"beyond chance with {', '.join(sure)}." if sure else "none of it beyond chance."
 lines += [f"With `{best['embedder']}` the share grows from {small:.2f} to {best['first is kin']:.2f} as the memory fills."]
 verdict = "no effect can be claimed" if effect.low <= 0 <= effect.high else "an effect beyond chance"
-span = f"{effect.value:+.2f} [{effect.low:+.2f}, {effect.high:+.2f}]"
-lines += [f"Untrained, recalled programs change the pass rate by {span}: {verdict}."]
+lines += [f"Untrained, recalled programs change the pass rate by {change}: {verdict}."]
 lines += [f"{len(helped)} tasks were helped, {len(hurt)} hurt, of {len(paired)}."]
 display(Markdown("\n".join(f"* {line}" for line in lines)))
 

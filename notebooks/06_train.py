@@ -22,11 +22,11 @@
 # afterwards on problems that it never trained on?
 #
 # **Reads** the task sets of the profile and, for reinforcement learning, `train/sft-s<seed>/adapter` (the SFT run of the same
-# seed). **Writes** `train/<arm>-s<seed>/`: `metrics.jsonl`, `timings.jsonl`, checkpoints, `adapter/`, `memory.sqlite` (arms
-# with a long-term memory), `samples.jsonl.gz`, `samples-ltm.jsonl.gz`, `card.json`.
+# seed). **Writes** `train/<arm>-s<seed>/`: `metrics.jsonl`, `timings.jsonl`, `budget.json`, `curves.*`, checkpoints, `adapter/`,
+# `memory.sqlite` (arms with a long-term memory), `samples.jsonl.gz`, `samples-ltm.jsonl.gz`, `card.json`.
 #
-# **Run time** per arm, profile `quick`: 1 to 2 minutes on 2 CPU cores. Profile `small`: about half an hour on one GPU. A run
-# that was killed goes on from its last checkpoint.
+# **Run time** per arm, profile `quick`: half a minute to two minutes on 2 CPU cores. Profile `small`: about half an hour on one
+# GPU. A run that was killed goes on from its last checkpoint.
 #
 # This notebook is a grid: `falconlib run` executes it once per arm and seed, each time with other values in the parameters
 # cell. To try one by hand: `papermill notebooks/06_train.ipynb out.ipynb -p arm grpo`.
@@ -162,7 +162,7 @@ def redraw(row: dict) -> None:
 warm = stage.find(f"train/sft-s{seed}/adapter") if changed is not None else None
 policy = run_arm(stage.profile, arm, seed, stage.folder, sft_adapter=warm, progress=not batch, watch=redraw)
 budget = read_json(stage.folder / "budget.json")
-stage.note(model=f"{policy.name} ({policy.fingerprint})", trained_tokens=budget["trained_tokens"])
+stage.note(model=f"{policy.name} ({policy.fingerprint})", **budget)
 print(f"{policy.name} on {policy.device}: " + ", ".join(f"{value} {name}" for name, value in budget.items()))
 
 # %% [markdown]

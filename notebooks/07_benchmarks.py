@@ -23,7 +23,7 @@
 # **Reads** `train/<arm>-s<seed>/`: scored samples, cards, metrics (from 06). **Writes** `tables/main.csv`, `tables/paired.csv`,
 # `tables/contrasts.csv`, `tables/outcomes.csv`, `tables/errors.csv`, `figures/pass_at_k`, `figures/paired`, `figures/learning`.
 #
-# **Run time**: about 10 seconds on CPU with any profile; no GPU, no model. It reads files only.
+# **Run time**: seconds on CPU with any profile; no GPU, no model. It reads files only.
 
 # %%
 # On your own machine this cell does nothing. On Colab it fetches the repository and what is missing, never torch or numpy.
@@ -49,10 +49,12 @@ from falconlib.evaluation.stats import pass_at_k, wilson
 from falconlib.evaluation.submissions import card_text
 from falconlib.files import read_json
 from falconlib.records import STATUSES
-from falconlib.reporting import figures, start
+from falconlib.reporting import figures, start, tables
 from falconlib.reporting.overview import where_we_are
 from falconlib.reporting.pairs import pass_differences, planned_contrasts
 from falconlib.reporting.programs import side_by_side, verdict
+from falconlib.reporting.report import in_short
+from falconlib.reporting.run import reference_roots
 from falconlib.reporting.tables import main_table, metrics_table, mode_samples, plain, summary, training_runs
 from falconlib.tasks import load_tasks
 
@@ -102,9 +104,12 @@ for folder in (folder for folders in runs.values() for folder in folders):
         if (folder / name).is_file():
             stage.find(f"train/{folder.name}/{name}")  # notes in the manifest what was read
     cards[folder.name] = read_json(folder / "card.json")["zero-shot"]
-beside = [train.parent / "01_tasks/leakage.csv", train.parent / "search/search.jsonl", *train.parent.glob("modes/*/*.gz")]
+beside = [train.parent / "01_tasks/leakage.csv", *train.parent.glob("modes/*/*.gz")]
 for file in [file for file in beside if file.is_file()]:
     stage.find(file.relative_to(train.parent).as_posix())
+searches = [base / "search/search.jsonl" for base in (train.parent, reference_roots(train.parent.name)[0])]
+if any(log.is_file() for log in searches):  # how many learning rates were tried for an arm
+    stage.find("search/search.jsonl")
 shared = ("benchmarks", "decoding", "limits", "judge", "estimator", "interval")
 for name, card in cards.items():
     odd = [field for field in shared if card[field] != cards[first][field]]
@@ -133,15 +138,14 @@ print(card_text(cards[first] | {"model": cards[first]["model"] + "; the other ar
 main = main_table(train, draws=stage.profile.eval.bootstrap)
 stage.save_table(main, "tables/main")
 display(summary(main).style.hide(axis="index"))
-ways = ["benchmark", "mode", "arm", "metric", "value", "ci_low", "ci_high", "by_seed", "n"]
-others = main.drop(plain(main).index)[ways]
-display(others.style.hide(axis="index").format(precision=3) if len(others) else Markdown("*No other way to count applies here.*"))
+others = tables.readable(main.drop(plain(main).index))
+display(others.style.hide(axis="index") if len(others) else Markdown("*No other way to count applies here.*"))
 costs = ["arm", "seeds", "completions", "executed", "trained_tokens", "wall_s", "configs_tried", "device"]
 display(main[costs].drop_duplicates("arm").style.hide(axis="index").format(precision=0, na_rep="unknown"))
 
 # %%
-headline = "pass@1" if "pass@1" in set(main["metric"]) else "greedy"  # greedy where the profile draws no samples
-shown = plain(main)[lambda rows: rows["metric"] == headline]
+metric = tables.headline(main)  # pass@1; greedy where the profile draws no samples
+shown = plain(main)[lambda rows: rows["metric"] == metric]
 stage.save_figure(figures.pass_rates(shown), "figures/pass_at_k", shown)
 alt = f"Share of problems solved per arm, with 95 % intervals, one panel for each of {', '.join(shown['benchmark'].unique())}"
 display(Image(filename=str(stage.path("figures/pass_at_k.png")), metadata={"alt": alt}, width=900))
@@ -237,8 +241,9 @@ for title, which in groups.items():
 # ## Paired differences
 #
 # Every arm against the untrained model, FALCON against every other arm (the paper's claim), and `+LTM` against the same arm
-# without. All met the same problems, so the difference is taken problem by problem, then its interval by bootstrap (problems;
-# with several seeds: seeds, then problems). Many comparisons are made at once: `p_holm` is adjusted for that (Holm).
+# without. All met the same problems, so the difference is taken problem by problem, in percentage points. Its 95 % interval:
+# one seed of greedy programs has plain outcomes, solved or not, which get Tango's score interval (Wilson's for pairs); several
+# samples or seeds get the bootstrap (seeds, then problems). Many comparisons are made at once: p is adjusted for that (Holm).
 
 # %%
 pairs = {f"{arm} - {before}": (samples[arm, "zero-shot"], samples[before, "zero-shot"]) for arm in runs if arm != before}
@@ -249,28 +254,29 @@ for arm, mode in samples:
         pairs[f"{arm} {mode} - {arm}"] = (samples[arm, mode], samples[arm, "zero-shot"])
 paired = pass_differences(pairs, draws=stage.profile.eval.bootstrap)
 stage.save_table(paired, "tables/paired")
-shown = paired[paired["metric"] == headline]
+shown = paired[paired["metric"] == metric]
 shown = shown.assign(comparison=shown["comparison"] + ", " + shown["benchmark"])
 stage.save_figure(figures.paired_differences(shown), "figures/paired", shown)
 alt = f"Differences to {before} in the share of solved problems with 95 % intervals, one line per arm and benchmark"
 display(Image(filename=str(stage.path("figures/paired.png")), metadata={"alt": alt}, width=760))
-display(paired.style.hide(axis="index").format(precision=3, na_rep=""))
+display(tables.readable(paired).style.hide(axis="index"))
 
 # %% [markdown]
-# *Figure: difference in the share of solved problems, paired by problem, with 95 % intervals. An interval that crosses the
-# vertical line at 0 is compatible with no difference.*
+# *Figure: difference in percentage points of solved problems, paired by problem, with 95 % intervals. An interval that crosses
+# the vertical line at 0 is compatible with no difference.*
 #
 # ## The planned contrasts
 #
 # These five were written down before any run: FALCON against GRPO, RLTF, RFT, itself without the inner loop, itself without
 # long-term memory. All contrasts and benchmarks of one metric are one family for Holm's adjustment, and an arm that was not run
 # still counts in it. `detectable` says what a study of this size *could* find: the true difference that 80 % of such studies
-# (these seeds, problems, samples) would call significant. A smaller one is neither shown nor ruled out.
+# (these seeds, problems, samples) would call significant. A smaller one is neither shown nor ruled out. The CSV holds more:
+# every seed's value, the number of samples and of tests, problems left out.
 
 # %%
 contrasts = planned_contrasts({arm: samples[arm, "zero-shot"] for arm in runs}, draws=stage.profile.eval.bootstrap)
 stage.save_table(contrasts, "tables/contrasts")
-display(contrasts.style.hide(axis="index").format(precision=3, na_rep="unknown"))
+display(tables.readable(contrasts).replace({"difference, points": {"": "not run"}}).style.hide(axis="index").format(na_rep=""))
 
 # %% [markdown]
 # ## What training looked like
@@ -291,9 +297,9 @@ else:
     print("no arm with reinforcement learning ran: there are no curves")
 
 # %% [markdown]
-# *Figure: means over each step's rollouts, on training tasks, one line per arm (thin lines and a band when there are several
-# seeds). The same $R_{unit}$ is shown for all arms, since their total rewards hold different terms. Arms that sample the same
-# programs lie on one another: GRPO and RLTF begin with the same adapter and the same random streams.*
+# *Figure: means over each step's rollouts, on training tasks, one line per arm (a band from the lowest to the highest seed when
+# there are several). The same $R_{unit}$ is shown for all arms, since their total rewards hold different terms. Arms begin with
+# the same adapter and the same random streams, so that lines may coincide: dashes lie over wider ones, a little beside.*
 #
 # ## What we saw
 
@@ -303,23 +309,12 @@ for (benchmark, metric), part in plain(main)[lambda rows: rows["mode"] == "zero-
     ["benchmark", "metric"], sort=False
 ):
     best = part.sort_values("value", ascending=False, kind="stable").iloc[0]
-    span = f"{best['value']:.1%} [{best['ci_low']:.1%}, {best['ci_high']:.1%}] of {best['n']} problems"
+    span = f"{tables.readable(part).loc[best.name, 'solved, %']} % of {best['n']} problems"
     ties = part["arm"][part["value"] == best["value"]].tolist()
     leads = "all arms tie" if len(ties) == len(part) > 1 else f"highest is {' and '.join(ties)}"
-    lines.append(f"{benchmark}, {metric}: {leads} with {span}, {best['seeds']} seed(s)")
-clear = paired[(paired["ci_low"] > 0) | (paired["ci_high"] < 0)]
-kept = int((paired["p_holm"] < 0.05).sum())
-lines.append(f"{len(clear)} of {len(paired)} paired intervals exclude 0; {kept} stay significant after Holm's adjustment")
-lines += [f"{row.comparison}, {row.benchmark} {row.metric}: {row.difference:+.1%}" for row in clear.itertuples()]
-if not kept:
-    lines.append("so this run shows **no difference between the arms that chance would not explain**; it does not rank them")
-sure = contrasts[contrasts["p_holm"] < 0.05]
-ran = contrasts["difference"].notna()  # no p where not one problem differs
-lines.append(f"{len(sure)} of the {int(ran.sum())} planned contrasts that were run are significant, of {len(ran)} planned")
-if contrasts["detectable"].notna().any():
-    small = contrasts[contrasts["metric"] == headline]["detectable"].dropna()
-    sizes = " to ".join(dict.fromkeys(f"{size:.1%}" for size in (small.min(), small.max())))
-    lines.append(f"a true difference needs {sizes} to be found here ({headline}, power 80 %)")
+    lines.append(f"{benchmark}, {metric}: {leads} with {span}, {tables.count(best['seeds'], 'seed')}")
+lines.append(f"{int(((paired['ci_low'] > 0) | (paired['ci_high'] < 0)).sum())} of {len(paired)} paired intervals exclude 0")
+lines += in_short(train.parent.name, paired, contrasts)
 if after in gained:
     lines.append(f"gallery: {after} gains {gained[after]} and loses {lost[after]} of {len(grid)} problems against {before}")
 broken, late = int(outcomes["infra_error"].sum()), int(outcomes["timeout"].sum())
@@ -334,10 +329,10 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 #
 # <details><summary>Solution</summary>
 #
-# The bootstrap draws 16 problems with replacement. With $d$ problems gained, a draw holds none of them with probability $(1 -
-# d/16)^{16}$; the lower bound leaves 0 when that is below 2.5 %: $d = 3$ gives 3.6 %, $d = 4$ gives 1.0 %. So four problems, 25
-# points. The exact p-value is stricter: $2 \cdot 2^{-d}$, so that $p < 0.05$ takes six. Differences of a few points need
-# hundreds of problems and several seeds.
+# If the arms were equal, each of the $d$ problems on which they differ would be a fair coin toss: the gain $d$ has standard
+# deviation $\sqrt{d}$, and Tango's interval leaves out 0 when $d / \sqrt{d} = \sqrt{d} > 1.96$. So four problems, 25 points. The
+# exact p-value is stricter: $2 \cdot 2^{-d}$, so that $p < 0.05$ takes six. Differences of a few points need hundreds of problems
+# and several seeds.
 #
 # ```python
 # import numpy as np
@@ -350,7 +345,7 @@ display(Markdown("\n".join(f"* {line}" for line in lines)))
 #     found = paired_difference(gained, none, 10000, np.random.default_rng(0))
 #     lows[d], ps[d] = found.low, found.p
 # assert min(d for d in lows if lows[d] > 0) == 4 and min(d for d in ps if ps[d] < 0.05) == 6
-# assert (1 - 3 / 16) ** 16 > 0.025 > (1 - 4 / 16) ** 16
+# assert 3**0.5 < 1.96 < 4**0.5
 # ```
 #
 # </details>

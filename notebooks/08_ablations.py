@@ -26,7 +26,7 @@
 # them; where there are none, it shows the arms that did run, and says so. **Writes** `tables/ablations.csv`,
 # `figures/ablations`, `figures/ablation_curves`.
 #
-# **Run time**: about 10 seconds on CPU with any profile; no GPU, no model. It reads files only.
+# **Run time**: seconds on CPU with any profile; no GPU, no model. It reads files only.
 
 # %%
 # On your own machine this cell does nothing. On Colab it fetches the repository and what is missing, never torch or numpy.
@@ -43,6 +43,8 @@ if "google.colab" in sys.modules:
     runpy.run_path("notebooks/bootstrap.py")["prepare"](drive=False)  # True: finished results are copied to Google Drive
 
 # %%
+import os.path
+
 import pandas as pd
 from IPython.display import Image, Markdown, display
 
@@ -53,8 +55,8 @@ from falconlib.files import read_json
 from falconlib.reporting import figures, start
 from falconlib.reporting.overview import where_we_are
 from falconlib.reporting.pairs import pass_differences
-from falconlib.reporting.run import reference_roots
-from falconlib.reporting.tables import metrics_table, training_runs
+from falconlib.reporting.run import REPO, reference_roots
+from falconlib.reporting.tables import count, headline, metrics_table, readable, training_runs
 from falconlib.training.arms import SETTINGS
 
 # %% tags=["parameters"]
@@ -152,8 +154,8 @@ display(Markdown(f"{says[source]}\n\nTo train them: `{again}` (a minute or two p
 # ## The table
 #
 # Its evaluation card first, of the first arm; the others differ in their adapter. Then zero-shot pass rates on held-out
-# problems. `difference` = ablation - FALCON, paired by problem: **below zero means that the part helps**, since without it
-# fewer problems are solved. `p_holm` is adjusted for all rows.
+# problems in percent. `difference` = ablation - FALCON in percentage points, paired by problem: **below zero means that the
+# part helps**, since without it fewer problems are solved. p is adjusted for all rows (Holm).
 
 # %%
 samples = {arm: [load_samples(folder / "samples.jsonl.gz") for folder in folders] for arm, folders in found.items()}
@@ -167,15 +169,14 @@ ablations.insert(1, "what", [SETTINGS[arm][0] for arm in ablations["arm"]])
 ablations = ablations.assign(against=full, source=source)
 stage.save_table(ablations, "tables/ablations")
 print(card_text(read_json(next(iter(found.values()))[0] / "card.json")["zero-shot"]))
-hidden = ["what", "seeds", "by_seed", "timeouts", "unknown", "p", "dropped", "against", "source"]
-display(ablations.drop(columns=hidden).style.hide(axis="index").format(precision=3, na_rep=""))
+display(readable(ablations).style.hide(axis="index"))  # the CSV has every seed's value, time-outs, unknown verdicts as well
 
 # %%
-headline = "pass@1" if "pass@1" in set(ablations["metric"]) else "greedy"
-drawn = ablations[(ablations["metric"] == headline) & ablations["difference"].notna()]
+metric = headline(ablations)
+drawn = ablations[(ablations["metric"] == metric) & ablations["difference"].notna()]
 lines = drawn[["difference", "difference_low", "difference_high"]].set_axis(["difference", "ci_low", "ci_high"], axis=1)
 lines = lines.assign(comparison=drawn["arm"] + " - " + full + ", " + drawn["benchmark"])
-figure = figures.paired_differences(lines, f"{headline}: difference to {full}")
+figure = figures.paired_differences(lines, f"{metric}: difference to {full} in percentage points")
 stage.save_figure(figure, "figures/ablations", lines)
 alt = f"Differences of {', '.join(dict.fromkeys(drawn['arm']))} to {full} in the share of solved problems, with 95 % intervals"
 display(Image(filename=str(stage.path("figures/ablations.png")), metadata={"alt": alt}, width=760))
@@ -212,9 +213,9 @@ else:
 # drawn.
 
 # %%
-points = []
-for file in sorted((logs / "temperature").glob("*/samples.jsonl.gz")):
-    temperature = read_json(file.with_name("run.json"))["config"]["eval"]["temperature"]
+points, heats = [], [stage.root / "ablations/temperature", logs / "temperature"]  # of this run, else committed ones
+for file in next((files for heat in heats if (files := sorted(heat.glob("*/samples.jsonl.gz")))), []):
+    temperature = read_json(file.with_name("card.json"))["zero-shot"]["decoding"]["temperature"]
     rows = summarise([load_samples(stage.find(f"ablations/temperature/{file.parent.name}/{file.name}"))], draws=draws)
     points += [{"temperature": temperature, **row} for row in rows if row["metric"] != "greedy"]
 if points:
@@ -226,19 +227,19 @@ if points:
     alt = "Share of problems solved against the sampling temperature, one line per benchmark"
     display(Image(filename=str(stage.path("figures/temperature.png")), metadata={"alt": alt}, width=760))
 else:
-    one = f"falconlib run --profile {profile} --only base-s0 --set arms=base --set eval.samples=8 --set eval.temperature=0.2"
-    print(f"No samples at other temperatures are committed. Per temperature: {one}")
+    folder = os.path.relpath(stage.root / "ablations/temperature/0.2", REPO)
+    one = f"falconlib eval --profile {profile} --samples 8 --set eval.temperature=0.2 --out {folder}"
+    print(f"No samples at other temperatures are here. Per temperature: {one}")
 
 # %% [markdown]
 # ## What we saw
 
 # %%
-size = f"{len(found)} arms, {max(len(f) for f in found.values())} seed(s), {' or '.join(map(str, sorted(steps)))} steps each"
-lines = [f"source: {source}; {size}"]
-for row in ablations[ablations["difference"].notna() & (ablations["metric"] == headline)].itertuples():
-    span = f"{row.difference:+.1%} [{row.difference_low:+.1%}, {row.difference_high:+.1%}]"
+seeded = count(max(len(folders) for folders in found.values()), "seed")
+lines = [f"source: {source}; {len(found)} arms, {seeded}, {' or '.join(map(str, sorted(steps)))} steps each"]
+for row, span in zip(drawn.itertuples(), readable(drawn)["difference, points"], strict=True):
     side = "includes 0" if row.difference_low <= 0 <= row.difference_high else "excludes 0"
-    lines.append(f"{row.arm} against {full}, {row.benchmark}: {span}, which {side}")
+    lines.append(f"{row.arm} against {full}, {row.benchmark}: {span} points, which {side}")
 sure = int((ablations["p_holm"] < 0.05).sum())
 lines.append(f"{sure} of {int(ablations['difference'].notna().sum())} differences are significant after Holm's adjustment")
 if not sure:

@@ -25,7 +25,7 @@
 # of `falconlib eval --preferences`. **Writes** `tables/preferences.csv`, `tables/dimensions.csv`, `tables/agreement.csv`,
 # `figures/preferences`.
 #
-# **Run time**: about 10 seconds on CPU with any profile; no GPU, no model. It reads files only.
+# **Run time**: seconds on CPU with any profile; no GPU, no model. It reads files only.
 #
 # The paper reports preference scores on CODAL-Bench, where a large model grades programs written to an instruction. We use its
 # scale twice: for three aspects on the held-out problems, and for all five dimensions on prompts of our own, with a judge that
@@ -146,7 +146,7 @@ drawn = preferences[preferences["difference"].notna()]
 drawn = drawn.assign(comparison=drawn["arm"] + " - " + before + ", " + drawn["aspect"])
 drawn = drawn[["comparison", "difference", "ci_low", "ci_high"]]
 if len(drawn):
-    figure = figures.paired_differences(drawn, "difference in the judge's score (-1 to 2)")
+    figure = figures.paired_differences(drawn, "difference in the judge's score (-1 to 2)", unit=1)
     stage.save_figure(figure, "figures/preferences", drawn)
     alt = f"Differences to {before} in the judge's style, complexity and instruction scores with 95 % intervals, one line each"
     display(Image(filename=str(stage.path("figures/preferences.png")), metadata={"alt": alt}, width=760))

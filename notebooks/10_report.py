@@ -21,9 +21,9 @@
 # **Question.** What does the paper report, what do we find, and where the two differ: why?
 #
 # **Reads** the tables and figures that 01 to 09 wrote. **Writes** `report.md`, `report.html` (one self-contained page),
-# `tables/paper.csv`.
+# `tables/paper.csv`. Shares are percent, differences percentage points, with 95 % intervals; the CSV files hold shares of 1.
 #
-# **Run time**: about 10 seconds on CPU with any profile; no GPU, no model. It computes nothing that is not in a table already.
+# **Run time**: seconds on CPU with any profile; no GPU, no model. It computes nothing that is not in a table already.
 
 # %%
 # On your own machine this cell does nothing. On Colab it fetches the repository and what is missing, never torch or numpy.
@@ -40,6 +40,8 @@ if "google.colab" in sys.modules:
     runpy.run_path("notebooks/bootstrap.py")["prepare"](drive=False)  # True: finished results are copied to Google Drive
 
 # %%
+import os.path
+
 import pandas as pd
 from IPython.display import Markdown, display
 
@@ -49,8 +51,8 @@ from falconlib.evaluation.submissions import card_text
 from falconlib.files import read_json
 from falconlib.reporting import start
 from falconlib.reporting.overview import where_we_are
-from falconlib.reporting.report import Figure, Section, readme_table, write_report
-from falconlib.reporting.tables import markdown, metrics_table, summary
+from falconlib.reporting.report import Figure, Section, in_short, readme_table, write_report
+from falconlib.reporting.tables import count, differences_table, markdown, metrics_table, readable, span, summary
 
 # %% tags=["parameters"]
 profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small-cpu, small, paper
@@ -59,14 +61,15 @@ overrides: dict = {}  # settings that differ from the profile's, by dotted name
 
 # %%
 stage = start("10_report", {"profile": profile, "results": results, "overrides": overrides})
-source = stage.find("tables/main.csv").parents[1].name  # runs/<profile> or reference/<profile>
+origin = stage.find("tables/main.csv").parents[1]  # runs/<profile> or reference/<profile>
+source = origin.name
 if source != profile:  # everything below must then speak of the profile whose numbers it shows
     stage.profile = load_profile(source)
     print(f"Profile {profile} has no tables, neither of its own nor committed ones: what follows are those of profile {source}.")
 names = ("main", "paired", "contrasts", "outcomes", "errors", "ablations", "preferences", "tasks", "attacks", "retrieval")
 tables = {name: pd.read_csv(stage.find(f"tables/{name}.csv")) for name in names}
 if stage.from_reference:
-    print(f"not made by this run, read from the committed results of {source}:", ", ".join(dict.fromkeys(stage.from_reference)))
+    print("not made by this run, read from the committed results:", ", ".join(dict.fromkeys(stage.from_reference)))
 where_we_are("10")
 
 # %% [markdown]
@@ -90,7 +93,7 @@ print(f"82.9 % of 164 problems: 95 % interval {low:.1%} to {high:.1%}; RLTF's 76
 # %% [markdown]
 # ## The paper's numbers
 #
-# From the paper (arXiv 2410.21349), as it states them: shares of problems solved, FALCON and its strongest baseline RLTF. It
+# From the paper (arXiv 2410.21349), as it states them: problems solved by FALCON and by its strongest baseline RLTF. It
 # also gives preference scores on CODAL-Bench from a large judge; notebook 09 asks the same question with an offline judge on
 # another scale, so those numbers cannot stand side by side.
 
@@ -130,20 +133,29 @@ for paper in published.itertuples():
     row |= {"our model": stage.profile.model.name, "paper RLTF": paper.rltf, "paper FALCON": paper.falcon}
     row |= {"our metric": None, "our n": None}
     for arm, name in (("base", "our base"), ("rltf", "our RLTF"), ("falcon", "our FALCON")):
-        row |= {name: None, f"{name} interval": None}
+        row |= dict.fromkeys((name, f"{name} low", f"{name} high"))
         if (paper.benchmark, metric, arm) in ours.index:
             found = ours.loc[(paper.benchmark, metric, arm)]
-            row |= {name: found["value"], "our metric": metric, "our n": str(found["n"])}
-            row[f"{name} interval"] = f"[{found['ci_low']:.3f}, {found['ci_high']:.3f}]"
+            row |= {name: found["value"], f"{name} low": found["ci_low"], f"{name} high": found["ci_high"]}
+            row |= {"our metric": metric, "our n": str(found["n"])}
     rows.append(row)
 paper = pd.DataFrame(rows)
 paper["paper gain"] = paper["paper FALCON"] - paper["paper RLTF"]
-gains = tables["paired"].query("comparison == 'falcon - rltf'").rename(columns={"metric": "our metric", "difference": "our gain"})
-gains["our gain interval"] = [f"[{low:+.3f}, {high:+.3f}]" for low, high in zip(gains["ci_low"], gains["ci_high"], strict=True)]
-wanted = ["benchmark", "our metric", "our gain", "our gain interval"]
-paper = paper.merge(gains[wanted], how="left", on=["benchmark", "our metric"])
+gains = tables["paired"].query("comparison == 'falcon - rltf'")
+names = {"metric": "our metric", "difference": "our gain", "ci_low": "our gain low", "ci_high": "our gain high"}
+gains = gains.rename(columns=names)[["benchmark", *names.values()]]
+paper = paper.merge(gains, how="left", on=["benchmark", "our metric"])
 stage.save_table(paper, "tables/paper")
-display(paper.T.rename_axis("").style.hide(axis="columns").format(precision=3, na_rep="not measured"))
+
+# %%
+beside = paper[["benchmark", "metric", "paper model", "our model", "our metric", "our n"]].copy()
+for name in ("paper RLTF", "paper FALCON", "paper gain", "our base", "our RLTF", "our FALCON", "our gain"):
+    sign, title = ("+", f"{name}, points") if "gain" in name else ("", f"{name}, %")
+    if name.startswith("paper"):
+        beside[title] = [f"{100 * value:{sign}.1f}" for value in paper[name]]
+    else:
+        beside[title] = [span(ends, sign) for ends in paper[[name, f"{name} low", f"{name} high"]].itertuples(index=False)]
+display(beside.replace("", None).T.rename_axis("").style.hide(axis="columns").format(na_rep="not measured"))
 
 # %% [markdown]
 # ## The misses, explained
@@ -153,8 +165,8 @@ display(paper.T.rename_axis("").style.hide(axis="columns").format(precision=3, n
 
 # %%
 config, reasons = stage.profile, []
-for row in paper.to_dict("records"):
-    head = f"**{row['benchmark']} {row['metric']}**: the paper's FALCON {row['paper FALCON']:.1%}"
+for row, told in zip(paper.to_dict("records"), beside.to_dict("records"), strict=True):
+    head = f"**{row['benchmark']} {row['metric']}**: the paper's FALCON {told['paper FALCON, %']} %"
     if pd.isna(row["our FALCON"]):
         reasons.append(f"{head}; ours: not measured, profile `{config.name}` does not hold this benchmark with these arms. "
                        f"Needed: its data, {row['paper model']}, several GPUs: profile `paper`.")  # fmt: skip
@@ -162,11 +174,11 @@ for row in paper.to_dict("records"):
     same = row["our model"] == row["paper model"]
     other = "the same model" if same else f"another model ({row['our model']} instead of {row['paper model']})"
     updates = f"{config.train.steps} updates of {config.train.tasks} x {config.train.group} programs"
-    scale = f"{updates}, {row['our n']} problems, {len(config.seeds)} seed(s)"
-    reasons.append(f"{head}; ours {row['our FALCON']:.1%} {row['our FALCON interval']} ({row['our metric']}), "
+    scale = f"{updates}, {row['our n']} problems, {count(len(config.seeds), 'seed')}"
+    reasons.append(f"{head}; ours {told['our FALCON, %']} % ({row['our metric']}), "
                    f"{100 * (row['our FALCON'] - row['paper FALCON']):+.1f} points. Why: {other}, {scale}. "
                    "The level is the model's; what can be compared is the gain over RLTF: "
-                   f"paper {100 * row['paper gain']:+.1f} points, ours {100 * row['our gain']:+.1f} {row['our gain interval']}. "
+                   f"paper {told['paper gain, points']} points, ours {told['our gain, points']}. "
                    "Needed for a fair comparison: the paper's model, all problems, at least three seeds.")  # fmt: skip
 display(Markdown("\n".join(f"* {line}" for line in reasons)))
 
@@ -218,27 +230,28 @@ display(memory.style.hide(axis="index").format(precision=1))
 # The sentences that open the report, computed from the tables.
 
 # %%
-short, paired = [], tables["paired"]
-for row in paired[paired["comparison"].str.startswith("falcon ")].itertuples():
-    verdict = "no difference beyond chance" if row.ci_low <= 0 <= row.ci_high else "its interval excludes 0"
-    span = f"{row.difference:+.1%} [{row.ci_low:+.1%}, {row.ci_high:+.1%}]"
-    short.append(f"{row.comparison}, {row.benchmark} {row.metric}: {span}, {verdict} (n = {row.n})")
-sure = int((paired["p_holm"] < 0.05).sum())
-short.append(f"{sure} of {len(paired)} paired comparisons are significant after Holm's adjustment.")
-if not sure:
-    short.append(f"**Profile `{stage.profile.name}` shows no effect of any arm that chance would not explain: it demonstrates "
-                 "the method at work, it does not rank the arms.**")  # fmt: skip
+short = in_short(stage.profile.name, tables["paired"], tables["contrasts"])
+differences = differences_table(tables["paired"])
+display(differences.style.hide(axis="index"), Markdown("\n".join(f"* {line}" for line in short)))
+
+# %% [markdown]
+# What training looked like, as means over the steps: the shares of programs that passed, of the tasks' own rewards, of tokens.
+
+# %%
 train = stage.find(f"{first}/samples.jsonl.gz").parents[1]
 metrics = metrics_table(train)
 effects = [name for name in ("reward_unit", "pass_rate", "inner_gain", "memory_effect", "length") if name in metrics]
 learnt = metrics.dropna(subset=["reward_unit"]) if effects else metrics.head(0)
 parts = learnt.groupby("arm", sort=False)[effects].agg(lambda column: column.astype(float).mean()).reset_index()
-display(Markdown("\n".join(f"* {line}" for line in short)), parts.style.hide(axis="index").format(precision=3, na_rep="unknown"))
+if "pass_rate" in parts:
+    parts = parts.assign(pass_rate=100 * parts["pass_rate"]).rename(columns={"pass_rate": "passed, %"})
+display(parts.style.hide(axis="index").format(precision=3, na_rep="unknown"))
 
 # %% [markdown]
 # ## Putting the report together
 #
-# Figures that this run did not draw are left out; the tables say where their numbers come from.
+# Figures of results come from where the tables come from, and are left out where there are none; the two drawings of 03 and 05
+# come from the committed results when this run has not made them.
 
 # %%
 drawn = {
@@ -250,34 +263,44 @@ drawn = {
     "rewards": ("Reward components of worked examples", "From verdict to reward (03)."),
     "inner_loop": ("One inner step on a toy and on the model", "The inner loop (05)."),
 }
-found = {
-    name: (Figure(f"figures/{name}", alt, caption),) if stage.path(f"figures/{name}.png").is_file() else ()
-    for name, (alt, caption) in drawn.items()
-}
+found = dict.fromkeys(drawn, ())
+for name, (alt, caption) in drawn.items():
+    if name in ("rewards", "inner_loop") or (origin / f"figures/{name}.png").is_file():
+        place = os.path.relpath(stage.find(f"figures/{name}.png").with_suffix(""), stage.root)
+        found[name] = (Figure(place, alt, caption + (" Drawn by the committed run." if place.startswith("..") else "")),)
 print("figures:", ", ".join(name for name, figure in found.items() if figure), "· left out:", [n for n in found if not found[n]])
 
 # %%
 costs = main[["arm", "seeds", "completions", "trained_tokens", "wall_s", "configs_tried"]].drop_duplicates("arm")
-shown = ["arm", "benchmark", "metric", "value", "difference", "difference_low", "difference_high", "p_holm", "n"]
+solved, points = "Percent of problems solved", "Percentage points with 95 % intervals"
+from_here = "" if not stage.from_reference else "* Not made by this run, read from the committed results: "
+from_here += ", ".join(f"`{name}`" for name in dict.fromkeys(stage.from_reference) if name.startswith(("tables", "figures")))
+contrasts = readable(tables["contrasts"]).replace({"difference, points": {"": "not run"}})
+errors = tables["errors"].set_index("error").mul(100).reset_index()
+retrieval = tables["retrieval"].rename(columns={"change": "change of p", "low": "low of p", "high": "high of p"})
+kin = retrieval[["first is kin", "ci_low", "ci_high"]].itertuples(index=False)
+retrieval = retrieval.assign(**{"first is kin": [span(ends) for ends in kin]}).drop(columns=["ci_low", "ci_high"])
+retrieval[["kin among 8", "by chance"]] = 100 * retrieval[["kin among 8", "by chance"]]
 source = " and ".join(tables["ablations"]["source"].unique()).replace("arms of the grid", "arms of the grid, no ablation was run")
 judged = tables["preferences"].drop(columns=["p", "judge"])
-beside = [name for name in paper.columns if not name.endswith("interval") and name != "our base"]
+
+# %%
 sections = [
-    Section("In short", "\n".join(f"* {line}" for line in short)),
+    Section("In short", "\n".join(f"* {line}" for line in short) + f"\n{from_here}\n\n{points}:\n\n{markdown(differences)}"),
     Section("Evaluation card", f"```text\n{card}\n```"),
-    Section("Benchmarks", f"{markdown(summary(main))}\nCost of each arm:\n\n{markdown(costs, 0)}", found["pass_at_k"]),
-    Section("Planned contrasts", markdown(tables["contrasts"]) if len(tables["contrasts"]) else "FALCON was not run."),
-    Section("Differences between arms", markdown(paired), found["paired"]),
-    Section("How the programs ended", f"{markdown(tables['outcomes'])}\nErrors:\n\n{markdown(tables['errors'], 2)}"),
+    Section("Benchmarks", f"{solved}.\n\n{markdown(summary(main))}\nCost of an arm:\n\n{markdown(costs, 0)}", found["pass_at_k"]),
+    Section("Planned contrasts", f"{points}.\n\n{markdown(contrasts)}" if len(contrasts) else "FALCON was not run."),
+    Section("Differences between arms", f"{points}.\n\n{markdown(readable(tables['paired']))}", found["paired"]),
+    Section("How the programs ended", f"{markdown(tables['outcomes'])}\nErrors, in % of programs:\n\n{markdown(errors, 0)}"),
     Section("Training", f"Means over the steps; empty: unknown.\n\n{markdown(parts)}", found["learning"]),
-    Section("Ablations", f"Source: {source}.\n\n{markdown(tables['ablations'][shown])}", found["ablations"]),
+    Section("Ablations", f"Source: {source}.\n\n{markdown(readable(tables['ablations']))}", found["ablations"]),
     Section("Style, complexity, instruction following", markdown(judged, 2), found["preferences"]),
-    Section("Tasks", markdown(tables["tasks"])),
+    Section("Tasks", markdown(tables["tasks"], 2)),
     Section("Sandbox", markdown(tables["attacks"], 0)),
-    Section("Long-term memory", markdown(tables["retrieval"])),
+    Section("Long-term memory", f"Kin in percent; p: the probability per token of the right program.\n\n{markdown(retrieval)}"),
     Section("From verdict to reward, and one inner step", "Drawn by 03 and 05.", found["rewards"] + found["inner_loop"]),
     Section("The paper's scale", f"Memory in GB, computed from the models' shapes (notebook 10).\n\n{markdown(memory, 1)}"),
-    Section("The paper's numbers beside ours", markdown(paper[beside]) + "\n" + "\n".join(f"* {line}" for line in reasons)),
+    Section("The paper's numbers beside ours", markdown(beside) + "\n" + "\n".join(f"* {line}" for line in reasons)),
 ]
 written = write_report(stage.root, f"FALCON, profile {stage.profile.name}", sections)
 print("\n".join(f"{path.name}: {path.stat().st_size / 1024:.0f} KB" for path in written))
@@ -286,7 +309,7 @@ print("\n".join(f"{path.name}: {path.stat().st_size / 1024:.0f} KB" for path in 
 # ## The table of the README
 #
 # It is generated from `tables/main.csv`. This notebook never touches the README: `make reference` makes a complete run the
-# committed reference, and puts this table between the README's markers.
+# committed reference, and puts this table and the sentences of "In short" between the README's markers.
 
 # %%
 display(Markdown(readme_table(stage.find("tables/main.csv"))))
@@ -297,8 +320,8 @@ display(Markdown(readme_table(stage.find("tables/main.csv"))))
 # %%
 measured = paper[paper["our FALCON"].notna()]
 lines = [f"{len(measured)} of {len(paper)} rows of the paper were measured by profile `{stage.profile.name}`"]
-for row in measured.to_dict("records"):
-    gains = f"paper {100 * row['paper gain']:+.1f}, ours {100 * row['our gain']:+.1f} points"
+for row in beside.loc[measured.index].to_dict("records"):
+    gains = f"paper {row['paper gain, points']}, ours {row['our gain, points']} points"
     lines.append(f"{row['benchmark']} {row['metric']}: gain of FALCON over RLTF: {gains}")
 lines.append(short[-1])
 display(Markdown("\n".join(f"* {line}" for line in lines)))

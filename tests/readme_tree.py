@@ -1,7 +1,8 @@
-"""The README's table of notebooks and its tree of files. `python tests/readme_tree.py` writes both anew; a test compares them.
+"""The README's results, table of notebooks and tree of files. `python tests/readme_tree.py` writes them anew; a test compares.
 
-A notebook's row holds the question of its title cell, and run time and memory of the committed reference run. Modules are
-described by the first sentence of their docstring; folders and other files by the words below.
+The results come from the tables of the committed runs, largest study first; nothing in them is typed. A notebook's row holds
+the question of its title cell, and run time and memory of the committed run of `quick`. Modules are described by the first
+sentence of their docstring; folders and other files by the words below.
 """
 
 import ast
@@ -11,6 +12,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
 REFERENCE = REPO / "results" / "reference" / "quick"
+RESULTS = "<!-- results:start -->", "<!-- results:end -->"
 START, END = "<!-- tree:start -->", "<!-- tree:end -->"
 NOTEBOOKS = "<!-- notebooks:start -->", "<!-- notebooks:end -->"
 WIDTH = 96  # characters of a description
@@ -32,7 +34,7 @@ WORDS = {
     "docs/": "pictures of this page",
     "data/": "committed tasks with their source and licence",
     "notebooks/": "00 to 10, reviewed .py paired with .ipynb; profiles/*.yaml",
-    "results/": "reference/: committed runs; runs/: what you just made",
+    "results/": "reference/: committed runs, and why these (README.md there); runs/: what you just made",
     "tests/": "mirrors falconlib",
     "benchmarks/": "speed against peers",
 }
@@ -41,10 +43,12 @@ WORDS = {
 def sentence(path: Path) -> str:
     """The first sentence of a module's docstring, cut where a clause ends when it is longer than a line of the tree."""
     text = " ".join((ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split())
-    first = text.split(". ")[0].rstrip(".")
+    first = re.split(r"(?<!\bal)(?<!\be\.g)(?<!\bi\.e)\.(?= [A-Z0-9`]|$)", text)[0]
     if len(first) > WIDTH:
         ends = [first.rfind(mark, 0, WIDTH) for mark in (": ", "; ", ", ", " (")]
         first = first[: max(ends)] if max(ends) > 20 else first[:WIDTH].rsplit(" ", 1)[0]
+    while first.count("(") > first.count(")"):
+        first = first[: first.rindex("(")].rstrip(" ,;:")
     return first
 
 
@@ -63,6 +67,11 @@ def tree() -> str:
     return "\n".join(lines)
 
 
+def stages() -> list[Path]:
+    """run.json of every stage of the reference run; the committed logs of ablations are runs of their own."""
+    return sorted([*REFERENCE.glob("*/run.json"), *REFERENCE.glob("train/*/run.json")])
+
+
 def cost(name: str) -> tuple[str, str]:
     """Run time and memory of a notebook in the reference run: all its stages together, its largest stage; "" is unknown."""
     folders = (REFERENCE / "train").glob("*") if name == "06_train" else [REFERENCE / name]
@@ -74,14 +83,40 @@ def cost(name: str) -> tuple[str, str]:
     return time, f"{max(peaks) / 1024:.1f} GB" if peaks and None not in peaks else ""
 
 
+def results(reference: Path = REPO / "results" / "reference") -> str:
+    """Each committed run, the one with most problems and seeds first: percent solved, the picture, differences, in short."""
+    import pandas as pd
+
+    from falconlib.reporting.report import in_short, readme_table
+    from falconlib.reporting.tables import count, differences_table, markdown, plain
+
+    runs = {path.parents[1]: plain(pd.read_csv(path)) for path in reference.glob("*/tables/main.csv")}
+    parts = []
+    for folder, main in sorted(runs.items(), key=lambda run: -(run[1]["n"] * run[1]["seeds"]).max()):
+        name, place = folder.name, folder.relative_to(reference.parents[1])
+        paired, contrasts = (pd.read_csv(folder / "tables" / f"{table}.csv") for table in ("paired", "contrasts"))
+        size = ", ".join([count(main["arm"].nunique(), "arm"), count(main["seeds"].max(), "seed")])
+        size += f", {count(main['n'].max(), 'problem')} of each benchmark"
+        links = f"[report]({place}/report.md), [settings](notebooks/profiles/{name}.yaml)"
+        picture = f"![Problems solved per arm with 95 % intervals, profile {name}]({place}/figures/pass_at_k.png)"
+        picture = [] if parts else [picture]  # of the first alone
+        parts += [f"### Profile `{name}`: {size}", f"Percent of problems solved ({links}):"]
+        parts += [readme_table(folder / "tables/main.csv"), *picture]
+        parts += ["Differences in percentage points:", markdown(differences_table(paired))]
+        parts += ["\n".join(f"* {line}" for line in in_short(name, paired, contrasts))]
+    return "\n\n".join(part.strip() for part in parts)
+
+
 def notebooks() -> str:
-    """The table: notebook with its link, question, time, memory, badge."""
+    """The table: notebook with its link, question, time, memory, badge; last the time of all."""
     rows = ["| notebook | question it answers | time | memory | |", "|---|---|---:|---:|---|"]
     for path in sorted((REPO / "notebooks").glob("[0-9]*.py")):
         title = "\n".join(line.removeprefix("#").removeprefix(" ") for line in path.read_text(encoding="utf-8").splitlines())
         question = " ".join(re.search(r"(?s)\*\*Question\.\*\*(.*?\?)", title)[1].split())
         badge = re.search(r"\[!\[Open In Colab\].*", title)[0]
         rows.append(f"| [{path.stem}](notebooks/{path.stem}.ipynb) | {' | '.join((question, *cost(path.stem), badge))} |")
+    seconds = [json.loads(file.read_text(encoding="utf-8"))["wall_s"] for file in stages()]
+    rows.append(f"| all | | {sum(seconds) / 60:.1f} min | | |")
     return "\n".join(rows)
 
 
@@ -97,4 +132,5 @@ def replaced(text: str, start: str, end: str, new: str) -> str:
 if __name__ == "__main__":
     readme = REPO / "README.md"
     text = replaced(readme.read_text(encoding="utf-8"), START, END, f"```text\n{tree()}\n```")
+    text = replaced(text, *RESULTS, results())
     readme.write_text(replaced(text, *NOTEBOOKS, notebooks()), encoding="utf-8")

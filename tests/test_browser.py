@@ -61,15 +61,19 @@ def report(tmp_path_factory):
 
 @pytest.fixture
 def lab(tmp_path):
-    """A JupyterLab on a prepared copy of notebook 00, on profile smoke; its address."""
+    """A JupyterLab as `make lab` opens it, on a copy of notebooks/ in which 00 is prepared for profile smoke; its address."""
     pytest.importorskip("jupyterlab")
     environment = {**os.environ, "FALCON_RESULTS": str(tmp_path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "falconlib", "run", "--profile", "smoke", "--prepare", "00"]
     subprocess.run(command, env=environment, cwd=REPO, check=True, capture_output=True)
     prepared = next((tmp_path / "runs" / "smoke").rglob("00_start_here.ipynb"))
+    home = tmp_path / "falcon"
+    shutil.copytree(REPO / "notebooks", home / "notebooks", ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    shutil.copy(prepared, home / "notebooks")
+    (home / "notebooks" / prepared.name).with_suffix(".py").unlink()  # jupytext refuses a pair that differs
     settings = ["--no-browser", "--ip=127.0.0.1", "--port=0", "--allow-root", f"--IdentityProvider.token={TOKEN}"]
     settings += [
-        f"--ServerApp.root_dir={prepared.parent}",
+        f"--ServerApp.root_dir={home}",
         "--LabApp.news_url=None",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     ]
@@ -107,7 +111,7 @@ def address(folder: Path, server: subprocess.Popen) -> str:
 
 def test_the_first_notebook_runs_in_jupyterlab(lab, page):
     where, prepared = lab
-    page.goto(f"{where}/lab/tree/{prepared.name}?token={TOKEN}")
+    page.goto(f"{where}/lab/tree/notebooks/{prepared.name}?token={TOKEN}")
     page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=120_000)
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=120_000)  # cells run before that are dropped
     page.get_by_role("menuitem", name="Run", exact=True).click()
@@ -120,6 +124,7 @@ def test_the_first_notebook_runs_in_jupyterlab(lab, page):
     assert manifest.is_file(), page.locator(".jp-OutputArea-output").all_inner_texts()[-3:]
     assert page.locator(".jp-OutputArea-output img").count() >= 1 and page.locator(".jp-OutputArea-output table").count() >= 1
     assert page.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0
+    assert page.locator(".jp-DirListing-itemText", has_text="10_report.ipynb").count() == 1, "the folder of the notebooks is open"
     page.locator(".jp-OutputArea-output img").first.scroll_into_view_if_needed()
     picture(page, "jupyterlab")
 

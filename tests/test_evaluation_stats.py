@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from falconlib.errors import FalconError
 from falconlib.evaluation import stats
-from falconlib.evaluation.stats import bootstrap_interval, holm, interval, newcombe, paired_difference, pass_at_k, wilson
+from falconlib.evaluation.stats import bootstrap_interval, holm, interval, newcombe, paired_difference, pass_at_k, tango, wilson
 
 
 def rng(seed=0):
@@ -124,8 +125,40 @@ def test_pairing_makes_the_interval_narrower():
 def test_difference_of_two_blank_arms_is_not_certain():
     nothing = np.zeros((1, 16))
     found = paired_difference(nothing, nothing, 100, rng())
-    assert found.value == 0 and found.method == "newcombe" and found.p is None
+    assert found.value == 0 and found.method == "tango" and found.p == 1.0
     assert (found.low, found.high) == (pytest.approx(-0.1936, abs=1e-4), pytest.approx(0.1936, abs=1e-4))
+    seeds = paired_difference(np.full((3, 16), 0.5), np.full((2, 16), 0.25), 100, rng())
+    assert seeds.method == "tango" and seeds.p is None and seeds.value == 0.25 and seeds.low == pytest.approx(0.25 - found.high)
+    assert paired_difference(np.ones((2, 4)), np.zeros((1, 4)), 100, rng()).high == 1.0
+
+
+def test_one_method_for_all_paired_outcomes_of_one_seed():
+    """A lost problem moves the interval down, it does not cut it off at 0; the sides may change places."""
+    ends = [tango(0, losses, 16) for losses in range(17)]
+    assert all(low2 < low1 and high2 < high1 for (low1, high1), (low2, high2) in pairwise(ends) if low1 > -1)
+    assert ends[0][1] == pytest.approx(wilson(0, 16)[1]) and ends[1][1] > 0.1 and ends[16][0] == -1
+    assert [low < 0 < high for low, high in ends[:6]] == [True] * 4 + [False] * 2, "four to none is where 0 leaves it"
+    for wins, losses in [(3, 1), (5, 5), (0, 2), (16, 0)]:
+        assert tango(wins, losses, 16) == pytest.approx([-end for end in tango(losses, wins, 16)[::-1]])
+        one, two = [1] * wins + [0] * (16 - wins), [0] * wins + [1] * losses + [0] * (16 - wins - losses)
+        first = paired_difference([one], [two], 9, rng())
+        assert (first.low, first.high) == tango(wins, losses, 16) and first.method == "tango"
+
+
+@pytest.mark.parametrize("wins, losses, n", [(3, 1, 16), (0, 2, 16), (10, 4, 48), (1, 0, 30)])
+def test_tango_inverts_the_score_test(wins, losses, n):
+    """By brute force: at an end of the interval, with the likeliest shares under that difference, the test stands at 1.96."""
+    for d in tango(wins, losses, n):
+        q = np.linspace(max(0, -d), (1 - d) / 2, 400_001)[1:-1]  # share of losses; wins have q + d, draws the rest
+        draws = n - wins - losses
+        q = q[np.argmax(wins * np.log(np.maximum(q + d, 1e-300)) + losses * np.log(q) + draws * np.log(1 - d - 2 * q))]
+        assert abs((wins - losses) / n - d) / math.sqrt((2 * q + d - d * d) / n) == pytest.approx(1.96, abs=0.005)
+
+
+def test_tango_holds_the_truth_in_95_of_100_studies():
+    outcomes = rng(1).multinomial(48, (0.12, 0.06, 0.82), size=400)  # wins, losses, as often; the truth is 0.06
+    ends = [tango(int(wins), int(losses), 48) for wins, losses, _ in outcomes]
+    assert 0.92 < np.mean([low <= 0.06 <= high for low, high in ends]) < 0.98
 
 
 def test_arms_may_have_different_numbers_of_seeds_but_not_of_problems():

@@ -17,11 +17,14 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from falconlib.config import Profile, load_profile
+from falconlib.errors import FalconError
+from falconlib.files import read_json
 from falconlib.graph import GRAPH, steps_of
 from falconlib.notebook import check_parameters_cell, read_cells, write_pair
 from falconlib.reporting.run import REPO, start
@@ -112,6 +115,27 @@ def test_title_cell_asks_a_question_and_says_what_it_reads_writes_and_costs(name
     links = re.findall(r"colab\.research\.google\.com/github/([^)]+)", title["source"])
     assert links == [f"{ADDRESS.removeprefix('https://github.com/')}/blob/main/notebooks/{name}.ipynb"]
     assert f"[All symbols]({ADDRESS}/blob/main/notebooks/glossary.md)" in title["source"], "run: make notebooks"
+
+
+SPOKEN = {
+    "about a minute": (40, 90),
+    "about 15 seconds": (10, 22),
+    "half a minute to two minutes": (20, 130),
+    "seconds on": (0, 10),
+}
+
+
+@each
+def test_title_cell_tells_the_files_and_the_time_of_the_committed_run(name):
+    """Each file that the manifests of `quick` list is named (its stem), and the run time is what run.json says."""
+    title, keys = cells(name)[0]["source"], [key for node, key in STAGES if node == name]
+    written = {Path(file) for key in keys for file in read_json(REFERENCE / key / "manifest.json")["outputs"]}
+    unnamed = [file for file in written if file.name.split(".")[0] not in title and f"`{file.parent.name}/`" not in title]
+    assert not unnamed, sorted(unnamed)
+    told = title.split("**Run time**")[1]
+    low, high = next(span for words, span in SPOKEN.items() if words in told)
+    measured = [read_json(REFERENCE / key / "run.json")["wall_s"] for key in keys]
+    assert low <= min(measured) and max(measured) <= high, measured
 
 
 @each
@@ -363,12 +387,30 @@ def test_a_finished_stage_is_copied_whole_with_its_proof(tmp_path, monkeypatch):
     stage = start("01_tasks", {"profile": "smoke", "results": str(tmp_path / "results"), "overrides": {}})
     stage.path("tables/tasks.csv").write_text("a,b\n")
     (stage.folder / "unfinished.sqlite").write_text("not an output")
+    (stage.folder / "timings.jsonl").write_text("")  # no output: it differs from run to run
     stage.finish(["tables/tasks.csv"])
     copied = {p.relative_to(tmp_path / "drive").as_posix() for p in (tmp_path / "drive").rglob("*") if p.is_file()}
-    assert copied == {f"runs/smoke/{name}" for name in ("tables/tasks.csv", "01_tasks/run.json", "01_tasks/manifest.json")}
+    own = {f"01_tasks/{name}" for name in ("run.json", "manifest.json", "timings.jsonl")}
+    assert copied == {f"runs/smoke/{name}" for name in {"tables/tasks.csv", *own}}
     facts = json.loads((stage.folder / "run.json").read_text())
     assert facts["peak_mb"] > 10 and (tmp_path / "drive/runs/smoke/01_tasks/run.json").read_text() == json.dumps(
         facts, indent=1, sort_keys=True, ensure_ascii=False) + "\n"  # fmt: skip
+
+
+def test_a_copy_that_is_cut_off_is_no_complete_stage(tmp_path, monkeypatch):
+    parameters = {"profile": "smoke", "results": str(tmp_path / "results"), "overrides": {}}
+    monkeypatch.setenv("FALCON_COPY", str(tmp_path / "drive"))
+    start("01_tasks", parameters).finish()
+    stage = start("01_tasks", parameters)
+    stage.path("tables/new.csv").write_text("a,b\n")
+
+    def full(source, target):  # but for the manifest, should that come first
+        target.write_text("") if target.name == "manifest.json" else os.mkdir("/dev/null/full")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(FalconError, match=r"cannot write .*drive"):
+        stage.finish(["tables/new.csv"])
+    assert (stage.folder / "manifest.json").is_file() and not (tmp_path / "drive/runs/smoke/01_tasks/manifest.json").exists()
 
 
 OLD_IPYTHON = {  # the signatures of IPython 7.34, which lacks alt= of Image among others

@@ -2,11 +2,12 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
 
-import pytest
+import readme_tree
 import yaml
 
 REPO = Path(__file__).resolve().parents[1]
@@ -209,15 +210,20 @@ def test_the_commands_of_the_first_hour_can_be_given():
     assert len(lines) == 8
 
 
-def test_the_readme_table_is_that_of_the_committed_run():
-    from falconlib.reporting import report
-
-    main = REPO / "results/reference/quick/tables/main.csv"
-    if not main.is_file():
-        pytest.skip("no reference results are committed yet")
-    shown = README.split(report.START)[1].split(report.END)[0].strip()
-    assert shown == report.readme_table(main).strip()
+def test_the_results_in_the_readme_are_those_of_the_committed_runs():
+    assert readme_tree.inside(README, *readme_tree.RESULTS) == readme_tree.results(), "run: python tests/readme_tree.py"
     assert all((REPO / path).is_file() for path in re.findall(r"!\[[^\[\]]+\]\(([^:)]+)\)", README))
+
+
+def test_owner_is_replaced_by_the_command_of_the_contributing_page(tmp_path):
+    """The one place of the address is pyproject.toml; `make notebooks` carries it into notebooks and README."""
+    line = re.search(r"`(sed -i s/OWNER/\S+ pyproject.toml) && make notebooks`", (REPO / "CONTRIBUTING.md").read_text())
+    shutil.copy(REPO / "pyproject.toml", tmp_path)
+    subprocess.run(line[1].replace("ACCOUNT", "someone").split(), cwd=tmp_path, check=True)
+    urls = tomllib.loads((tmp_path / "pyproject.toml").read_text())["project"]["urls"]
+    assert urls["Repository"] == "https://github.com/someone/falcon" and "OWNER" not in "".join(urls.values())
+    recipe = MAKEFILE.split("\nnotebooks:")[1].split("\n\n")[0]
+    assert recipe.index("bootstrap.py") < recipe.index("falconlib.notebook pair") < recipe.index("tests/readme_tree.py")
 
 
 def test_licence_and_citation():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import readme_tree
 
 from falconlib import files
 from falconlib.errors import FalconError
@@ -33,14 +34,18 @@ def begin(tmp_path, notebook="04_long_term_memory", **changes):
     ("notebook", "changes", "message"),
     [
         ("04_long_term_memory", {"profile": "smok"}, "unknown profile 'smok'"),
-        ("04_long_term_memory", {"profile": 3}, "profile = 3 of 04_long_term_memory: str is expected"),
-        ("04_long_term_memory", {"overrides": "{}"}, "overrides = '{}' of 04_long_term_memory: dict is expected"),
+        ("04_long_term_memory", {"profile": 3}, "profile = 3 of 04_long_term_memory: a text is expected"),
+        ("04_long_term_memory", {"overrides": "{}"}, "overrides = '{}' of 04_long_term_memory: a group of settings is expected"),
         ("04_long_term_memory", {"overrides": {"train.stepz": 1}}, "unknown parameter 'train.stepz'"),
-        ("04_long_term_memory", {"overrides": {"train.steps": "1e2"}}, "has the wrong type: int is expected"),
+        (
+            "04_long_term_memory",
+            {"overrides": {"train.steps": "1e2"}},
+            'parameter train.steps = "1e2": a whole number is expected',
+        ),
         ("04_long_term_memory", {"arm": "grpo"}, "unknown parameter of 04_long_term_memory 'arm'"),
         ("06_train", {"arm": "gpro", "seed": 0}, "unknown arm 'gpro'"),
-        ("06_train", {"arm": "grpo", "seed": "0"}, "seed = '0' of 06_train: int is expected"),
-        ("06_train", {"arm": "grpo", "seed": True}, "seed = True of 06_train: int is expected"),
+        ("06_train", {"arm": "grpo", "seed": "0"}, "seed = '0' of 06_train: a whole number is expected"),
+        ("06_train", {"arm": "grpo", "seed": True}, "seed = True of 06_train: a whole number is expected"),
         ("06_train", {"arm": "grpo"}, "parameter seed of 06_train is missing"),
     ],
 )
@@ -199,7 +204,7 @@ def test_broken_json_is_named(tmp_path):
     with pytest.raises(FalconError, match=r"run\.json cannot be read"):
         read_json(path)
     write_json(path, [1])
-    with pytest.raises(FalconError, match="holds list, not an object"):
+    with pytest.raises(FalconError, match="holds \\[1\\], not an object"):
         read_json(path)
 
 
@@ -247,7 +252,7 @@ def test_the_main_table_has_exactly_its_columns(train):
 def test_the_main_table_is_the_same_twice_and_prints(train, tmp_path):
     one, two = (tables.write_csv(tables.main_table(train, draws=200), tmp_path / name) for name in ("a.csv", "b.csv"))
     assert one.read_bytes() == two.read_bytes()
-    assert re.search(r"falcon +greedy +0.625", tables.as_text(one))
+    assert re.search(r"falcon zero-shot humaneval greedy +62\.5 \[", tables.as_text(one))
     readme = report.readme_table(one)
     assert "| arm | mode | humaneval greedy (n = 4) |" in readme and "| base | zero-shot | 25.0 [" in readme
     one.write_text("a,b\n1,2\n")
@@ -347,6 +352,17 @@ def test_series_differ_by_marker_as_well_as_by_colour():
     )
 
 
+def test_equal_curves_can_be_told_apart():
+    frame = drawings()["curves"][1]
+    same = pd.concat([frame[frame["arm"] == "grpo"].assign(arm=arm) for arm in ("grpo", "rltf", "rft", "falcon")])
+    figure = figures.learning_curves(same)
+    lines = figure.axes[0].get_lines()
+    assert len({str(line._unscaled_dash_pattern) for line in lines}) == len({line.get_linewidth() for line in lines}) == 4
+    assert len({line.get_xdata()[0] for line in lines}) == 4 and max(abs(line.get_xdata()[0] - 1) for line in lines) < 0.1
+    assert figure.axes[0].get_legend() is None and len(figure.legends) == 1, "the legend covers no curve"
+    figures.plt.close(figure)
+
+
 @pytest.mark.parametrize("groups", [1, 3, 7])
 def test_many_panels_stay_as_wide_as_a_page(groups):
     row = {"mode": "zero-shot", "arm": "base", "metric": "greedy", "value": 0.5, "ci_low": 0.2, "ci_high": 0.8, "n": 4}
@@ -376,25 +392,96 @@ def test_the_report_is_one_page_that_fetches_nothing(tmp_path):
         report.write_report(stage.root, "t", [report.Section("x", "y", (report.Figure("figures/none", "a", "b"),))])
 
 
-def test_the_readme_table_goes_between_its_markers(tmp_path):
-    path = write_text(tmp_path / "README.md", f"before\n{report.START}\nold\n{report.END}\nafter\n")
-    report.update_readme(path, "| new |\n")
-    assert path.read_text() == f"before\n{report.START}\n| new |\n{report.END}\nafter\n"
-    path.write_text("no markers")
-    with pytest.raises(FalconError, match="does not hold"):
-        report.update_readme(path, "x")
+def paired(comparison, difference, low, high, p, metric="pass@1", benchmark="humaneval", **more):
+    row = {"comparison": comparison, "benchmark": benchmark, "metric": metric, "difference": difference}
+    return row | {"ci_low": low, "ci_high": high, "p_holm": p, "n": 48, **more}
+
+
+def test_what_is_said_in_short_follows_from_the_intervals():
+    """Nothing, something of other arms, and a planned contrast: three conclusions, with the differences named."""
+    none = pd.DataFrame([paired("falcon - base", 0.02, -0.1, 0.2, 1.0), paired("falcon - base", 0.3, 0.2, 0.4, None, "greedy")])
+    contrast = pd.DataFrame([paired("falcon - grpo", 0.02, -0.1, 0.2, 1.0, detectable=d) for d in (0.112, 0.092)])
+    contrast = pd.concat([contrast, pd.DataFrame([paired("falcon - rft", None, None, None, None, detectable=None)])])
+    lines = report.in_short("quick", none, contrast)
+    assert lines[0] == "0 of 2 paired comparisons are significant after Holm's adjustment."
+    assert lines[1].startswith("Of the 3 contrasts of FALCON planned beforehand 2 were run, and 0 are significant")
+    assert "a true difference of 9.2 to 11.2 percentage points (pass@1); a smaller one is neither" in lines[2]
+    assert lines[-1].startswith("**Profile `quick` shows no difference") and "does not rank them.**" in lines[-1]
+    sure = pd.DataFrame([paired("rft - base", 0.05, 0.01, 0.09, 0.04, benchmark="mbpp")])
+    lines = report.in_short("small-cpu", sure, contrast)
+    assert (
+        lines[0].endswith(": rft - base, mbpp pass@1, +5.0 [+1.0, +9.0] percentage points.") and "none of FALCON's" in lines[-1]
+    )
+    kept = pd.DataFrame([paired("falcon - grpo", -0.05, -0.09, -0.01, 0.04, detectable=0.1)])
+    lines = report.in_short("small-cpu", sure, kept)
+    assert "falcon - grpo, humaneval pass@1, -5.0 [-9.0, -1.0]" in lines[1] and "beyond chance in 1 planned contrast" in lines[-1]
+    assert len(report.in_short("x", none, contrast.head(0))) == 2, "without FALCON nothing was planned"
+
+
+def test_tables_for_readers_have_one_unit_and_whole_counts():
+    frame = pd.DataFrame([paired("a - b", -0.0625, -0.1, 0.0, 1.0), paired("c - b", -0.0625, -0.1, 0.0, None)])
+    frame = pd.concat([frame, pd.DataFrame([paired("d - b", None, None, None, None)]).assign(n=None)], ignore_index=True)
+    shown = tables.readable(frame.assign(detectable=0.25, first_seeds="0.1"))
+    names = ["comparison", "benchmark", "metric", "difference, points", "p (Holm)", "detectable, points", "n"]
+    assert list(shown.columns) == names and shown["difference, points"].tolist() == ["-6.2 [-10.0, +0.0]"] * 2 + [""]
+    assert tables.markdown(shown).splitlines()[2].endswith("| 1.000 | 25.0 | 48 |"), "no 48.000"
+    folded = tables.differences_table(frame.dropna(subset="difference").astype({"n": int}))
+    assert folded.values.tolist() == [["a - b, c - b", "-6.2 [-10.0, +0.0]"]] and list(folded) == [
+        "comparison",
+        "humaneval pass@1 (n = 48)",
+    ]
+    assert tables.span((0.0625, 0.011, 0.283)) == "6.2 [1.1, 28.3]"
+    assert tables.span((-1e-9, -0.1, 0.1), "+") == "+0.0 [-10.0, +10.0]" and tables.span((None, None, None)) == ""
+    assert tables.markdown(pd.DataFrame({"n": [16.0, None]})).endswith("| 16 |\n|  |\n")
+    assert (tables.count(1, "seed"), tables.count(3, "seed")) == ("1 seed", "3 seeds")
+
+
+def test_the_readme_shows_the_largest_study_first(train, tmp_path):
+    """Two committed runs: the one with more seeds leads and has the picture; each has table, differences and conclusion."""
+    for name, seeds in (("quick", 1), ("small-cpu", 3)):
+        folder = tmp_path / "results" / "reference" / name / "tables"
+        main = tables.main_table(train, draws=100)
+        tables.write_csv(main.assign(seeds=seeds), folder / "main.csv")
+        tables.write_csv(pd.DataFrame([paired("falcon - base", 0.1, -0.1, 0.3, 1.0)]), folder / "paired.csv")
+        tables.write_csv(planned_contrasts({}), folder / "contrasts.csv")
+    text = readme_tree.results(tmp_path / "results" / "reference")
+    heads = re.findall(r"### Profile `(.+)`: (.+)", text)
+    assert heads == [
+        (n, f"2 arms, {s}, 4 problems of each benchmark") for n, s in (("small-cpu", "3 seeds"), ("quick", "1 seed"))
+    ]
+    assert re.findall(r"!\[[^]]+\]\((\S+)\)", text) == ["results/reference/small-cpu/figures/pass_at_k.png"]
+    assert text.count("| falcon - base | +10.0 [-10.0, +30.0] |") == 2 == text.count("does not rank them")
+
+
+def test_a_sentence_of_the_tree_is_not_cut_at_et_al(tmp_path):
+    long = "; and this clause goes on and on until the line is full, so that it must be cut somewhere"
+    path = write_text(tmp_path / "x.py", f'"""X (Le et al. 2022, arXiv 2207.01780): a baseline{long}. More."""\n')
+    assert readme_tree.sentence(path) == "X (Le et al. 2022, arXiv 2207.01780): a baseline"
+    assert (
+        readme_tree.sentence(write_text(path, '"""One: M(x) of Li et al. (2024). Two."""\n')) == "One: M(x) of Li et al. (2024)"
+    )
+    shown = [line[34:] for line in readme_tree.tree().splitlines()]
+    assert not [s for s in shown if s.endswith(("et al", "e.g")) or s.count("(") != s.count(")")]
 
 
 def test_publishing_takes_complete_runs_only(train, tmp_path, monkeypatch):
     monkeypatch.setenv("FALCON_RESULTS", str(tmp_path / "results"))
     root = tmp_path / "results/runs/smoke"
     os.renames(train, root / "train")
-    readme = write_text(tmp_path / "README.md", f"{report.START}\n{report.END}\n")
     with pytest.raises(FalconError, match=r"stage grpo-s0 .* is not complete"):
-        report.publish("smoke", readme, tmp_path / "reference")
+        report.publish("smoke", tmp_path / "reference")
     write_json(root / "train/grpo-s0/manifest.json", {})
     tables.write_csv(tables.main_table(root / "train", draws=100), root / "tables/main.csv")
     write_text(root / "train/grpo-s0/checkpoints/step-1/x", "big")
-    target = report.publish("smoke", readme, tmp_path / "reference")
+    for arm in ("grpo", "falcon"):
+        write_text(root / f"train/{arm}-s0/adapter/adapter_model.safetensors", "3 MB")
+        write_text(root / f"train/{arm}-s0/memory.sqlite", "3 MB")
+    for kept in ("search/search.jsonl", "ablations/train/falcon-ai-s0/card.json", "gone.txt"):
+        write_text(tmp_path / "reference/smoke" / kept, "{}")
+    write_text(root / "ablations/temperature/0.2/card.json", "{}")
+    target = report.publish("smoke", tmp_path / "reference")
     assert (target / "tables/main.csv").is_file() and not (target / "train/grpo-s0/checkpoints").exists()
-    assert "| grpo | zero-shot |" in readme.read_text()
+    assert (target / "train/falcon-s0/adapter/adapter_model.safetensors").is_file() and not (target / "gone.txt").exists()
+    assert (target / "train/falcon-s0/memory.sqlite").is_file() and not list((target / "train/grpo-s0").glob("[am][de]*"))
+    assert (target / "search/search.jsonl").is_file(), "logs of runs of their own stay"
+    assert {p.name for p in (target / "ablations").iterdir()} == {"train", "temperature"}

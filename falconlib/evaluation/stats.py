@@ -1,7 +1,8 @@
 """Estimates with their uncertainty: unbiased pass@k, bootstrap over seeds and problems, score intervals, Holm.
 
 Matrices are [seeds, problems] with values in [0, 1] and no gaps: the caller leaves out problems without a verdict.
-A percentile bootstrap cannot see beyond its data (0 of 16 gives [0, 0]), so plain counts get Wilson's interval instead.
+A percentile bootstrap cannot see beyond its data (0 of 16 gives [0, 0]), so plain counts get score intervals instead: a
+share Wilson's, a paired difference of shares Tango's, which is Wilson's where one side never wins.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ import numpy as np
 from falconlib.errors import FalconError
 
 LEVEL, POWER = 0.95, 0.8  # of every interval; of the tests that `detectable` speaks of
+Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
 CHUNK = 2_000_000  # numbers drawn at a time: bounds the memory of a bootstrap
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its interval. method: "wilson", "bootstrap" (problems), "bootstrap-seeds" (seeds, then problems),
-    "newcombe" (difference of two Wilson intervals). p: two-sided p-value of a difference against 0, else None. se: standard
-    error of a difference, over the draws or from the interval's width."""
+    """An estimate with its interval. method: "wilson", "tango" (of plain counts), "bootstrap" (problems), "bootstrap-seeds"
+    (seeds, then problems). p: two-sided p-value of a difference against 0, else None. se: standard error of a difference, over
+    the draws or from the interval's width."""
 
     value: float
     low: float
@@ -50,10 +52,9 @@ def wilson(passes: float, n: int) -> tuple[float, float]:
     """Wilson's score interval for a share of n: honest at 0 of n and n of n. (0, 1) for n = 0."""
     if n == 0:
         return 0.0, 1.0
-    z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
-    p, shrink = passes / n, 1 + z * z / n
-    middle = (p + z * z / (2 * n)) / shrink
-    half = z / shrink * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    p, shrink = passes / n, 1 + Z * Z / n
+    middle = (p + Z * Z / (2 * n)) / shrink
+    half = Z / shrink * (p * (1 - p) / n + Z * Z / (4 * n * n)) ** 0.5
     return (0.0 if passes == 0 else max(0.0, middle - half)), (1.0 if passes == n else min(1.0, middle + half))
 
 
@@ -85,33 +86,32 @@ def bootstrap_interval(matrix: Any, draws: int, rng: np.random.Generator) -> tup
 def paired_difference(a: Any, b: Any, draws: int, rng: np.random.Generator) -> Interval:
     """mean(a) - mean(b) of two [seeds, problems] matrices over the same problems, in the same order.
 
-    Each draw takes one set of problems for both (they are paired) and seeds of each arm by itself (they are not).
-    p = 2 min(P(d <= 0), P(d >= 0)) over the draws, counting one more draw on each side; for one seed of plain outcomes
-    McNemar's exact p. When no draw differs from the
-    others, Newcombe's interval from the two Wilson intervals, without p. Raises FalconError as `interval` does, and when
-    the numbers of problems differ.
+    One seed of plain outcomes (0 or 1): Tango's interval and McNemar's exact p. Else the bootstrap: each draw takes one set
+    of problems for both (they are paired) and seeds of each arm by itself (they are not); p = 2 min(P(d <= 0), P(d >= 0)) over
+    the draws, counting one more draw on each side. When no draw differs from the others, Tango's interval of as many problems
+    that all agree, around the value, without p. Raises FalconError as `interval` does, and when the numbers of problems differ.
     """
     one, two = checked(a), checked(b)
     if one.shape[1] != two.shape[1]:
         raise FalconError(f"{one.shape[1]} problems against {two.shape[1]}: a paired difference needs the same problems")
+    value, n = float(one.mean() - two.mean()), one.shape[1]
+    single = len(one) == len(two) == 1
+    if single and np.isin([one, two], (0, 1)).all():
+        wins, losses = int((one > two).sum()), int((one < two).sum())
+        low, high = tango(wins, losses, n)
+        return Interval(value, low, high, "tango", mcnemar(wins, losses), (high - low) / 2 / Z)
     parts = []
     for part in chunks(one.shape[1], draws):
         problems = rng.integers(one.shape[1], size=(part, one.shape[1]))
         parts.append(draw_means(one, part, rng, problems) - draw_means(two, part, rng, problems))
     differences = np.concatenate(parts)
-    value = float(one.mean() - two.mean())
     low, high = quantiles(differences)
     if low == high:
-        n = one.shape[1]
-        marks = [(float(m.mean()), *wilson(float(m.mean()) * n, n)) for m in (one, two)]
-        low, high = newcombe(*marks)
-        return Interval(value, low, high, "newcombe", None, (high - low) / 2 / NormalDist().inv_cdf(0.5 + LEVEL / 2))
-    single, se = len(one) == len(two) == 1, float(differences.std())
-    if single and np.isin([one, two], (0, 1)).all():
-        return Interval(value, low, high, "bootstrap", mcnemar(one[0], two[0]), se)
+        half = tango(0, 0, n)[1]
+        return Interval(value, max(-1.0, value - half), min(1.0, value + half), "tango", None, half / Z)
     sides = [int((differences <= 0).sum()), int((differences >= 0).sum())]
     p = min(1.0, 2 * (min(sides) + 1) / (draws + 1))
-    return Interval(value, low, high, "bootstrap" if single else "bootstrap-seeds", p, se)
+    return Interval(value, low, high, "bootstrap" if single else "bootstrap-seeds", p, float(differences.std()))
 
 
 def detectable(se: float | None, comparisons: int = 1) -> float | None:
@@ -124,12 +124,32 @@ def detectable(se: float | None, comparisons: int = 1) -> float | None:
     return None if se is None else (z(1 - (1 - LEVEL) / 2 / comparisons) + z(POWER)) * se
 
 
-def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
-    """Exact two-sided p of two paired rows of outcomes (0 or 1): the problems on which they differ are fair coin tosses.
+def tango(wins: int, losses: int, n: int) -> tuple[float, float]:
+    """Score interval of (wins - losses) / n, a paired difference of shares (Tango 1998): what its test does not reject.
+
+    (0, 0, 16) gives +-0.19, as Wilson's interval of 0 in 16; a bootstrap of one lost problem would end at 0.
+    """
+
+    def rejected(d: float) -> bool:
+        b = (2 * n - wins + losses) * d - wins - losses
+        share = (max(0.0, b * b + 8 * n * losses * d * (1 - d)) ** 0.5 - b) / (4 * n)  # of losses, likeliest under d
+        return (wins - losses - n * d) ** 2 > Z * Z * n * (2 * share + d * (1 - d))
+
+    ends = []
+    for outside in (-1.0, 1.0):
+        inside = (wins - losses) / n
+        for _ in range(60):
+            middle = (inside + outside) / 2
+            inside, outside = (inside, middle) if rejected(middle) else (middle, outside)
+        ends.append(inside)
+    return ends[0], ends[1]
+
+
+def mcnemar(wins: int, losses: int) -> float:
+    """Exact two-sided p of paired outcomes: the problems on which they differ are fair coin tosses.
 
     A bootstrap of a handful of discordant problems is far too bold: 4 to 0 of 16 gives 0.02 where this gives 0.125.
     """
-    wins, losses = int((a > b).sum()), int((a < b).sum())
     tosses = wins + losses
     return min(1.0, 2 * sum(math.comb(tosses, i) for i in range(min(wins, losses) + 1)) / 2**tosses)
 

@@ -1,7 +1,8 @@
 """Figures from tables: learning curves, pass rates with intervals, paired differences.
 
 Each function takes a DataFrame and returns a matplotlib Figure; `save` writes it as SVG and PNG with its data as CSV, the
-same bytes each time. Colours are Okabe and Ito's, and every series has its marker too, so that greyscale can be read.
+same bytes each time. Colours are Okabe and Ito's, and every series has its marker too (a curve its dashes), so that
+greyscale can be read.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from falconlib.files import write_bytes
 from falconlib.reporting.tables import write_csv
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (2, 1)), (0, (9, 3)), (0, (3, 4)), "-")
 STYLE: dict[Any, Any] = {
     **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), 10),
     **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 9),
@@ -67,22 +70,27 @@ def look(names: Sequence[str]) -> dict[str, tuple[str, str]]:
 def learning_curves(
     frame: pd.DataFrame, values: Sequence[str] = ("reward",), x: str = "step", titles: Sequence[str] = ()
 ) -> Figure:
-    """One panel per metric: a thin line per seed, a bold mean per arm, a band from the lowest to the highest seed.
+    """One panel per metric: a bold mean per arm, and a band from the lowest to the highest seed.
 
+    Each arm has its dashes over the wider ones of the arms before it, and stands a little beside them: equal ones stay visible.
     frame: columns arm, seed, `x`, and `values`. Unknown values (NaN) leave gaps.
     """
     figure, axes = _panels(len(values))
-    styles = look(list(dict.fromkeys(frame["arm"])))
+    styles, places = look(list(dict.fromkeys(frame["arm"]))), np.unique(frame[x])
+    apart = min(0.008 * np.ptp(places), 0.06 * np.diff(places).min(initial=1))
+    every = max(1, len(places) // 6)  # a marker on each step would hide the lines of a longer run
     for axis, value, title in zip(axes, values, [*titles, *values[len(titles) :]], strict=True):
-        for arm, (colour, marker) in styles.items():
+        for i, (arm, (colour, marker)) in enumerate(styles.items()):
             wide = frame[frame["arm"] == arm].pivot(index=x, columns="seed", values=value).astype(float)
+            place = wide.index + apart * (i - (len(styles) - 1) / 2)
             if wide.shape[1] > 1:
-                axis.plot(wide.index, wide, color=colour, linewidth=0.7, alpha=0.6)
-                axis.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=colour, alpha=0.12, linewidth=0)
-            axis.plot(wide.index, wide.mean(axis=1), color=colour, marker=marker, markersize=5, linewidth=2, label=arm)
+                axis.fill_between(place, wide.min(axis=1), wide.max(axis=1), color=colour, alpha=0.07, linewidth=0)
+            look_of = {"marker": marker, "markerfacecolor": "white" if i % 2 else colour, "markevery": (i % every, every)}
+            width = max(1.2, 2.8 - 0.35 * i)
+            axis.plot(place, wide.mean(axis=1), color=colour, linestyle=DASHES[i % 8], linewidth=width, label=arm, **look_of)
         axis.set(xlabel=x, title=title)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    axes[-1].legend(frameon=False)
+        axis.xaxis.get_major_locator().set_params(integer=x == "step")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(8, len(styles)), frameon=False)
     return figure
 
 
@@ -100,19 +108,22 @@ def pass_rates(frame: pd.DataFrame) -> Figure:
             place = [arms.index(arm) + 0.18 * (shift - (len(styles) - 1) / 2) for arm in own["arm"]]
             error = np.maximum([own["value"] - own["ci_low"], own["ci_high"] - own["value"]], 0)
             axis.errorbar(own["value"], place, xerr=error, fmt=marker, color=colour, capsize=3, markersize=6, label=mode)
-        axis.set(yticks=range(len(arms)), yticklabels=arms, xlim=(-0.02, 1.02), xlabel="share of problems solved")
+        top = min(1.02, 1.1 * frame["ci_high"].max())
+        axis.set(yticks=range(len(arms)), yticklabels=arms, xlim=(-0.03 * top, top), xlabel="problems solved")
+        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axis.set_title(f"{benchmark}, {metric}, n = {int(part['n'].max())}")
     axes[0].invert_yaxis()
-    axes[-1].legend(frameon=False, loc="lower right")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(styles), frameon=False)
     return figure
 
 
-def paired_differences(frame: pd.DataFrame, label: str = "difference in the share of solved problems") -> Figure:
-    """One line per comparison: the paired difference with its 95 % interval, and zero.
+def paired_differences(frame: pd.DataFrame, label: str = "difference in percentage points", unit: float = 100) -> Figure:
+    """One line per comparison: the paired difference, times `unit`, with its 95 % interval, and zero.
 
     frame: columns comparison, difference, ci_low, ci_high.
     """
-    figure, (axis,) = _panels(1, width=6, height=0.9 + 0.4 * len(frame))
+    frame = frame.assign(**unit * frame[["difference", "ci_low", "ci_high"]])
+    figure, (axis,) = _panels(1, width=6, height=0.9 + 0.3 * len(frame))
     place = np.arange(len(frame))
     error = np.maximum([frame["difference"] - frame["ci_low"], frame["ci_high"] - frame["difference"]], 0)
     axis.errorbar(frame["difference"], place, xerr=error, fmt=MARKERS[0], color=COLOURS[0], capsize=3, markersize=6)

@@ -32,7 +32,7 @@ def pass_differences(
     """first - second in pass rate, one row (columns PASSES) per comparison, benchmark and metric ("greedy", "pass@k").
 
     pairs: name of the comparison -> its two arms. n: problems compared; dropped: those without enough verdicts on both
-    sides. p: two-sided, None when no draw differs; p_holm: adjusted for all rows. seed: of the bootstrap.
+    sides. p: two-sided, None when no draw of a bootstrap differs; p_holm: adjusted for all rows. seed: of the bootstrap.
     """
     return adjusted([row for name, (one, two) in pairs.items() for row in differences(name, one, two, ks, draws, seed)], PASSES)
 

@@ -1,4 +1,4 @@
-"""The report: report.md, a self-contained report.html, the table in the README, and the committed reference results.
+"""The report: report.md, a self-contained report.html, what the tables say in short, and the committed reference results.
 
 Puts together what the stages wrote; computes nothing that is not in a table already.
 """
@@ -19,33 +19,11 @@ import pandas as pd
 from falconlib.errors import FalconError
 from falconlib.files import disk_errors, read_json, write_text
 from falconlib.reporting.run import REPO, results_root
-from falconlib.reporting.tables import markdown, read_main, summary
+from falconlib.reporting.tables import count, headline, markdown, read_main, readable, summary
 
-START, END = "<!-- results:start -->", "<!-- results:end -->"
 NOT_PUBLISHED: tuple[str, ...] = ("checkpoints", "prepared", "attempt.json", "log.txt", "run.lock", ".ipynb_checkpoints")
 NOT_PUBLISHED += ("*.sqlite-wal", "*.sqlite-shm", "*.faiss*")
-STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}
-table{border-collapse:collapse;display:block;overflow-x:auto;margin:1rem 0;font-size:.9em}
-th,td{border-bottom:1px solid #bbb;padding:.3rem .6rem;text-align:left;font-variant-numeric:tabular-nums}td{white-space:nowrap}
-th:first-child,td:first-child{position:sticky;left:0;background:#fff}
-th button{font:inherit;font-weight:600;background:none;border:0;padding:0;cursor:pointer;text-align:left}
-pre{overflow-x:auto;background:#f0f0f0;padding:.6rem;font-size:.85em}pre code{padding:0}
-img{max-width:min(100%,56rem);height:auto}figure{margin:1.5rem 0}figcaption{color:#444}code{background:#f0f0f0;padding:0 .2em}
-"""
-SCRIPT = """
-document.querySelectorAll("table").forEach(function (table) {
-  table.querySelectorAll("th").forEach(function (head, column) {
-    var button = document.createElement("button"); button.textContent = head.textContent;
-    head.textContent = ""; head.appendChild(button); var up = false;
-    button.addEventListener("click", function () {
-      up = !up; var body = table.tBodies[0], rows = Array.from(body.rows);
-      rows.sort(function (a, b) {
-        var x = a.cells[column].textContent, y = b.cells[column].textContent, d = parseFloat(x) - parseFloat(y);
-        if (!x || !y) { return (x ? 0 : 1) - (y ? 0 : 1); }  // unknown stays last
-        return (isNaN(d) ? x.localeCompare(y) : d) * (up ? 1 : -1); });
-      rows.forEach(function (row) { body.appendChild(row); }); }); }); });
-"""
+WHOLE = ("sft-s0", "falcon-s0")  # runs published with adapter and memory; results/README.md says why
 
 
 @dataclass(frozen=True)
@@ -94,9 +72,8 @@ def html(text: str, title: str, root: Path) -> str:
         return f'src="data:image/png;base64,{data}"'
 
     body = re.sub(r'src="([^":]+\.png)"', embed, converter.markdown(text, extensions=["tables", "fenced_code"]))
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{entities.escape(title)}</title>'
-    page = f"{head}<style>{STYLE}</style></head><body><main>{body}</main><script>{SCRIPT}</script></body></html>\n"
-    return f'<!doctype html>\n<html lang="en"><head>{page}'
+    page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    return page.replace("TITLE", entities.escape(title), 1).replace("BODY", body, 1)
 
 
 def provenance(root: Path) -> Section:
@@ -127,36 +104,61 @@ def readme_table(main_csv: Path) -> str:
     return markdown(summary(pd.read_csv(main_csv)))
 
 
-def update_readme(path: Path, table: str) -> None:
-    """Puts `table` between the README's result markers. Raises FalconError when the markers are not there once each."""
-    text = Path(path).read_text(encoding="utf-8")
-    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
-        raise FalconError(f"{path} does not hold {START} and then {END}, once each", "put both markers where the table belongs")
-    before, after = text.split(START)[0], text.split(END)[1]
-    write_text(Path(path), f"{before}{START}\n{table.strip()}\n{END}{after}")
+def in_short(profile: str, paired: pd.DataFrame, contrasts: pd.DataFrame) -> list[str]:
+    """Sentences on tables/paired.csv and tables/contrasts.csv, each of which follows from their intervals; the last concludes."""
+
+    def named(rows: pd.DataFrame) -> str:
+        spans = readable(rows)["difference, points"]
+        found = [f"{r.comparison}, {r.benchmark} {r.metric}, {text}" for r, text in zip(rows.itertuples(), spans, strict=True)]
+        return ": " + "; ".join(found) + " percentage points" if found else ""
+
+    sure, kept = (frame[frame["p_holm"] < 0.05] for frame in (paired, contrasts))
+    ran, metric = contrasts[contrasts["difference"].notna()], headline(paired)
+    lines = [f"{len(sure)} of {count(len(paired), 'paired comparison')} are significant after Holm's adjustment{named(sure)}."]
+    if len(contrasts):
+        text = f"Of the {len(contrasts)} contrasts of FALCON planned beforehand {len(ran)} were run"
+        lines.append(f"{text}, and {len(kept)} are significant after Holm's adjustment over all{named(kept)}.")
+    sizes = [f"{100 * size:.1f}" for size in sorted(ran.loc[ran["metric"] == metric, "detectable"].dropna())]
+    if sizes:
+        text = " to ".join(dict.fromkeys((sizes[0], sizes[-1])))
+        text = f"a true difference of {text} percentage points ({metric}); a smaller one is neither shown nor ruled out."
+        lines.append(f"80 % of such studies would find {text}")
+    if len(kept):
+        told = f": FALCON differs beyond chance in {count(len(kept), 'planned contrast')}, named above"
+    elif len(sure):
+        told = ": differences between arms beyond chance, but none of FALCON's planned contrasts is one"
+    else:
+        told = " shows no difference between the arms that chance would not explain: it does not rank them"
+    lines.append(f"**Profile `{profile}`{told}.**")
+    return lines
 
 
-def publish(profile: str, readme: Path = REPO / "README.md", reference: Path = REPO / "results" / "reference") -> Path:
-    """Makes the complete run of `profile` the committed reference, and its table the README's. `make reference` calls it.
+def publish(profile: str, reference: Path = REPO / "results" / "reference") -> Path:
+    """Makes the complete run of `profile` the committed reference; `make reference` calls it, and then writes the README anew.
 
-    Copies all but checkpoints, logs and locks; the old reference goes only when the new one lies beside it. The committed
-    logs of the ablation runs (ablations/) come from runs of their own and stay.
+    Copies all but checkpoints, logs and locks, and adapters and memories of WHOLE alone; the old reference goes only when the
+    new one lies beside it. The committed logs of runs of their own (ablations/, search/) stay.
     Raises FalconError when a stage has no manifest.
     """
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        heavy = () if Path(folder).name in WHOLE else ("adapter", "memory.sqlite")
+        return shutil.ignore_patterns(*NOT_PUBLISHED, *heavy)(folder, names)
+
     root, target = results_root() / "runs" / profile, reference / profile
     for run in root.rglob("run.json"):
         if not (run.parent / "manifest.json").is_file():
             raise FalconError(f"stage {run.parent.name} of {root} is not complete", f"falconlib run --profile {profile}")
-    table = readme_table(root / "tables" / "main.csv")
+    read_main(root)
     fresh = target.with_name(f".{profile}.new")
     with disk_errors(target):
         shutil.rmtree(fresh, ignore_errors=True)
-        shutil.copytree(root, fresh, ignore=shutil.ignore_patterns(*NOT_PUBLISHED))
-        if (target / "ablations").is_dir():
-            shutil.copytree(target / "ablations", fresh / "ablations")
+        shutil.copytree(root, fresh, ignore=left_out)
+        for kept in [*target.glob("ablations/*"), *target.glob("search")]:
+            if not (place := fresh / kept.relative_to(target)).is_dir():
+                shutil.copytree(kept, place)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(fresh, target)
-    update_readme(readme, table)
     return target
 
 

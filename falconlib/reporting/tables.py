@@ -16,6 +16,7 @@ import pandas as pd
 from falconlib.config import ARMS
 from falconlib.errors import FalconError
 from falconlib.files import JsonLines, read_json, write_text
+from falconlib.reporting.run import reference_roots
 
 if TYPE_CHECKING:
     from falconlib.evaluation.score import Sample
@@ -119,10 +120,11 @@ def costs(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def tried(folders: Sequence[Path]) -> int:
-    """How many configurations the committed search (evaluation.search) tried for this arm."""
-    log = folders[0].parent.parent / "search" / "search.jsonl"
-    arm = folders[0].name.rpartition("-s")[0]
-    return len({row["lr"] for row in JsonLines(log).rows() if row["arm"] == arm})
+    """How many configurations the search (evaluation.search) tried for this arm, in this run or in the committed one."""
+    root, arm = folders[0].parent.parent, folders[0].name.rpartition("-s")[0]
+    logs = [base / "search" / "search.jsonl" for base in (root, reference_roots(root.name)[0])]
+    rows = next((found for log in logs if (found := JsonLines(log).rows())), [])
+    return len({row["lr"] for row in rows if row["arm"] == arm})
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -148,25 +150,65 @@ def write_csv(frame: pd.DataFrame, path: Path) -> Path:
 
 
 def markdown(frame: pd.DataFrame, digits: int = 3) -> str:
-    """A DataFrame as a Markdown table; floats with `digits` digits, empty cells for the unknown."""
+    """A DataFrame as a Markdown table; floats with `digits` digits, a column of whole numbers without, unknown cells empty."""
 
     def cell(value: Any) -> str:
         if pd.isna(value):  # None, NaN and pd.NA, which has no truth value
             return ""
         return f"{value:.{digits}f}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")
 
-    lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(object).itertuples(index=False)]
+    lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.convert_dtypes().astype(object).itertuples(index=False)]
     return "\n".join("| " + " | ".join(cell(value) for value in line) + " |" for line in lines) + "\n"
+
+
+def count(number: int, noun: str) -> str:
+    """ "1 seed", "3 seeds"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def headline(frame: pd.DataFrame) -> str:
+    """The metric that figures and sentences speak of: pass@1 where samples were drawn, else greedy."""
+    return "pass@1" if "pass@1" in set(frame["metric"]) else "greedy"
+
+
+def span(ends: Sequence[Any], sign: str = "") -> str:
+    """(share, low, high) in percent, "6.2 [1.1, 28.3]"; sign "+": a difference in percentage points. "" is unknown."""
+    value, low, high = ("" if pd.isna(end) else f"{100 * end:{sign}z.1f}" for end in ends)
+    return value and f"{value} [{low}, {high}]"
+
+
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table of shares or differences for readers: percent and percentage points with their 95 % intervals, p after Holm, the
+    detectable difference, n. The CSV keeps all columns."""
+    found = frame[[n for n in ("comparison", "arm", "mode", "benchmark", "metric") if n in frame]].copy()
+    lower, upper = ("difference_low", "difference_high") if "difference_low" in frame else ("ci_low", "ci_high")
+    places = {"solved, %": ("value", "ci_low", "ci_high", ""), "difference, points": ("difference", lower, upper, "+")}
+    for title, (value, low, high, sign) in places.items():
+        if value in frame:
+            found[title] = [span(row, sign) for row in frame[[value, low, high]].itertuples(index=False)]
+    if "p_holm" in frame:
+        found["p (Holm)"] = ["" if pd.isna(p) else f"{p:.3f}" for p in frame["p_holm"]]
+    if "detectable" in frame:
+        found["detectable, points"] = ["" if pd.isna(size) else f"{100 * size:.1f}" for size in frame["detectable"]]
+    return found.assign(n=frame["n"].astype("Int64"))
+
+
+def across(frame: pd.DataFrame, rows: list[str], cell: str) -> pd.DataFrame:
+    """The column `cell` of `readable` with one row per value of the columns `rows`, one column per benchmark and metric."""
+    names = frame["benchmark"] + " " + frame["metric"] + " (n = " + frame["n"].astype(str) + ")"
+    wide = readable(frame).assign(name=names).pivot(index=rows, columns="name", values=cell)
+    return frame[rows].drop_duplicates().join(wide[list(dict.fromkeys(names))], on=rows).fillna("")
+
+
+def differences_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Paired differences in the headline metric, in percentage points: a column per benchmark, rows that say the same as one."""
+    wide = across(frame[frame["metric"] == headline(frame)], ["comparison"], "difference, points")
+    return wide.groupby([*wide.columns[1:]], sort=False)["comparison"].agg(", ".join).reset_index()[[*wide.columns]]
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """The main table for readers: one row per arm and mode, one column per benchmark and metric, percent with interval."""
-    frame = plain(frame)
-    rows: dict[tuple[str, str], dict[str, str]] = {}
-    for row in frame.itertuples():
-        text = f"{100 * row.value:.1f} [{100 * row.ci_low:.1f}, {100 * row.ci_high:.1f}]"
-        rows.setdefault((row.arm, row.mode), {})[f"{row.benchmark} {row.metric} (n = {row.n})"] = text
-    return pd.DataFrame([{"arm": arm, "mode": mode, **cells} for (arm, mode), cells in rows.items()]).fillna("")
+    return across(plain(frame), ["arm", "mode"], "solved, %")
 
 
 def read_main(path: Path) -> list[dict[str, str]]:
@@ -182,7 +224,6 @@ def read_main(path: Path) -> list[dict[str, str]]:
 
 
 def as_text(path: Path) -> str:
-    """A main table's CSV for the terminal: benchmark, mode, arm, metric, value with interval, seeds, n."""
-    columns = ["benchmark", "mode", "arm", "metric", "value", "ci_low", "ci_high", "seeds", "n"]
-    frame = pd.DataFrame(read_main(path))[columns].astype({"value": float, "ci_low": float, "ci_high": float})
-    return frame.to_string(index=False, float_format="%.3f")
+    """A main table's CSV for the terminal, as `readable` has it."""
+    read_main(path)  # checks its columns
+    return readable(pd.read_csv(path)).to_string(index=False)
