@@ -473,7 +473,7 @@ def test_publishing_takes_complete_runs_only(train, tmp_path, monkeypatch):
     write_json(root / "train/grpo-s0/manifest.json", {})
     tables.write_csv(tables.main_table(root / "train", draws=100), root / "tables/main.csv")
     write_text(root / "train/grpo-s0/checkpoints/step-1/x", "big")
-    for arm in ("grpo", "falcon"):
+    for arm in ("grpo", "falcon", "rft"):  # the table does not hold rft: grpo is the best baseline
         write_text(root / f"train/{arm}-s0/adapter/adapter_model.safetensors", "3 MB")
         write_text(root / f"train/{arm}-s0/memory.sqlite", "3 MB")
     for kept in ("search/search.jsonl", "ablations/train/falcon-ai-s0/card.json", "gone.txt"):
@@ -482,6 +482,7 @@ def test_publishing_takes_complete_runs_only(train, tmp_path, monkeypatch):
     target = report.publish("smoke", tmp_path / "reference")
     assert (target / "tables/main.csv").is_file() and not (target / "train/grpo-s0/checkpoints").exists()
     assert (target / "train/falcon-s0/adapter/adapter_model.safetensors").is_file() and not (target / "gone.txt").exists()
-    assert (target / "train/falcon-s0/memory.sqlite").is_file() and not list((target / "train/grpo-s0").glob("[am][de]*"))
+    assert (target / "train/falcon-s0/memory.sqlite").is_file() and not list((target / "train/rft-s0").glob("[am][de]*"))
+    assert (target / "train/grpo-s0/adapter/adapter_model.safetensors").is_file()
     assert (target / "search/search.jsonl").is_file(), "logs of runs of their own stay"
     assert {p.name for p in (target / "ablations").iterdir()} == {"train", "temperature"}

@@ -19,11 +19,11 @@ import pandas as pd
 from falconlib.errors import FalconError
 from falconlib.files import disk_errors, read_json, write_text
 from falconlib.reporting.run import REPO, results_root
-from falconlib.reporting.tables import count, headline, markdown, read_main, readable, summary
+from falconlib.reporting.tables import count, headline, markdown, plain, read_main, readable, summary
 
 NOT_PUBLISHED: tuple[str, ...] = ("checkpoints", "prepared", "attempt.json", "log.txt", "run.lock", ".ipynb_checkpoints")
 NOT_PUBLISHED += ("*.sqlite-wal", "*.sqlite-shm", "*.faiss*")
-WHOLE = ("sft-s0", "falcon-s0")  # runs published with adapter and memory; results/README.md says why
+WHOLE = ("sft-s0", "falcon-s0")  # runs published with adapter and memory, and the best baseline; results/README.md says why
 
 
 @dataclass(frozen=True)
@@ -136,20 +136,24 @@ def in_short(profile: str, paired: pd.DataFrame, contrasts: pd.DataFrame) -> lis
 def publish(profile: str, reference: Path = REPO / "results" / "reference") -> Path:
     """Makes the complete run of `profile` the committed reference; `make reference` calls it, and then writes the README anew.
 
-    Copies all but checkpoints, logs and locks, and adapters and memories of WHOLE alone; the old reference goes only when the
-    new one lies beside it. The committed logs of runs of their own (ablations/, search/) stay.
+    Copies all but checkpoints, logs and locks; adapters and memories of WHOLE and of the baseline with the highest mean alone.
+    The old reference goes only when the new one lies beside it. The committed logs of runs of their own (ablations/, search/)
+    stay.
     Raises FalconError when a stage has no manifest.
     """
 
     def left_out(folder: str, names: list[str]) -> set[str]:
-        heavy = () if Path(folder).name in WHOLE else ("adapter", "memory.sqlite")
+        heavy = () if Path(folder).name in (*WHOLE, best) else ("adapter", "memory.sqlite")
         return shutil.ignore_patterns(*NOT_PUBLISHED, *heavy)(folder, names)
 
     root, target = results_root() / "runs" / profile, reference / profile
     for run in root.rglob("run.json"):
         if not (run.parent / "manifest.json").is_file():
             raise FalconError(f"stage {run.parent.name} of {root} is not complete", f"falconlib run --profile {profile}")
-    read_main(root)
+    read_main(root)  # checks its columns
+    frame = plain(pd.read_csv(root / "tables" / "main.csv"))
+    rivals = frame[(frame["metric"] == headline(frame)) & ~frame["arm"].str.match("base|sft|falcon")]
+    best = f"{rivals.groupby('arm')['value'].mean().idxmax()}-s0" if len(rivals) else ""
     fresh = target.with_name(f".{profile}.new")
     with disk_errors(target):
         shutil.rmtree(fresh, ignore_errors=True)
