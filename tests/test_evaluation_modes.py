@@ -118,7 +118,7 @@ def test_the_control_takes_a_rollout_only_when_it_passes_more_shown_tests():
 def test_modes_that_cannot_work_say_why(policy, profile, memory, monkeypatch):
     with pytest.raises(FalconError, match="adapts LoRA weights"):
         evaluate.evaluate(load_policy(ModelConfig("tiny")), profile, 0, Spy(), mode="+LTM adapt", memory=memory)
-    with pytest.raises(FalconError, match="there is no long-term memory"):
+    with pytest.raises(FalconError, match="needs a long-term memory"):
         evaluate.evaluate(policy, profile, 0, Spy(), mode="+LTM adapt")
     assert [mode_name(m) for m in ("ltm-adapt", "+STM adapt", "LTM", "best-of-k")] == [
         "+LTM adapt",
