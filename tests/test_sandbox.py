@@ -171,6 +171,12 @@ def test_in_process_is_refused_where_value_is_asked_for(box, lenient, test):
     assert lenient.run(program).integrity == "in_process"
 
 
+def test_a_judge_that_refuses_at_once_waits_for_the_candidates_walls(box):
+    program = Program("def f(x):\n    return x\n#" + (32 << 20) * "x", ("import inspect\nassert inspect.isfunction(f) or f(1)",))
+    found = [box.run(p).error.type for p in (program, dataclasses.replace(program, tests=("assert f(",)))]
+    assert found == ["IntegrityError", "BrokenTests"]
+
+
 def test_stdio(box):
     cases = tuple(json.dumps({"input": f"{i} {i}\n", "output": f"{2 * i}\n\n"}) for i in range(3))
     good = Program(
