@@ -145,9 +145,9 @@ gains = tables["paired"].query("comparison == 'falcon - rltf'")
 names = {"metric": "our metric", "difference": "our gain", "ci_low": "our gain low", "ci_high": "our gain high"}
 gains = gains.rename(columns=names)[["benchmark", *names.values()]]
 paper = paper.merge(gains, how="left", on=["benchmark", "our metric"])
-stage.save_table(paper, "tables/paper")
 
 # %%
+stage.save_table(paper, "tables/paper")
 beside = paper[["benchmark", "metric", "paper model", "our model", "our metric", "our n"]].copy()
 for name in ("paper RLTF", "paper FALCON", "paper gain", "our base", "our RLTF", "our FALCON", "our gain"):
     sign, title = ("+", f"{name}, points") if "gain" in name else ("", f"{name}, %")

@@ -87,6 +87,12 @@ def test_its_executed_copy_is_committed_and_whole(name, key):
     assert (REFERENCE / key / "manifest.json").is_file()
 
 
+def test_no_committed_output_shows_a_folder_of_the_machine_that_made_it():
+    copies = list(REFERENCE.parent.rglob("*.ipynb"))
+    assert len(copies) >= len(STAGES)
+    assert not [path for path in copies if "PosixPath(" in path.read_text(encoding="utf-8")]
+
+
 @each
 def test_pair_has_the_same_content_byte_for_byte(name, tmp_path):
     expected = write_pair(FOLDER / f"{name}.py", tmp_path).read_text(encoding="utf-8")
