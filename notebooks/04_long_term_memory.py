@@ -24,7 +24,7 @@
 # **Reads** the committed task set `basics`, the profile's model, untrained, and the committed table
 # `results/reference/memory_growth.csv`. **Writes** `tables/retrieval.csv`, `04_long_term_memory/retrieval.*`, `growth.*`.
 #
-# **Run time**, profile `quick`: about a minute on 2 CPU cores, mostly sampling; on one GPU: seconds, after the models are
+# **Run time**, profile `quick`: about half a minute on 2 CPU cores, mostly sampling; on one GPU: seconds, after the models are
 # loaded.
 #
 # Long-term memory keeps the training tasks, verified programs and frequent errors in one SQLite file; a FAISS index over the

@@ -23,7 +23,7 @@
 # **Reads** the committed task set `basics` and the profile's model, untrained. **Writes** `figures/inner_loop.svg`, `.png`,
 # `.csv`.
 #
-# **Run time**, profile `quick`: about a minute on 2 CPU cores, mostly sampling and two backward passes; on one GPU: seconds,
+# **Run time**, profile `quick`: about half a minute on 2 CPU cores, mostly sampling and two backward passes; on one GPU: seconds,
 # after the model is loaded.
 #
 # Two levels of learning. The *inner* step adapts the policy to one task, from what this very task has just shown; it is thrown

@@ -125,6 +125,7 @@ def test_title_cell_asks_a_question_and_says_what_it_reads_writes_and_costs(name
 
 SPOKEN = {
     "about a minute": (40, 90),
+    "about half a minute": (22, 50),
     "about 15 seconds": (10, 22),
     "half a minute to two minutes": (20, 130),
     "seconds on": (0, 10),
