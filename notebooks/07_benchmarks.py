@@ -124,7 +124,8 @@ if stage.from_reference:
 # What somebody needs to repeat the table below.
 
 # %%
-print(card_text(cards[first] | {"model": cards[first]["model"] + "; the other arms: with their own adapter"}))
+whole = {"model": cards[first]["model"] + "; the other arms: with their own adapter", "seeds": list(stage.profile.seeds)}
+print(card_text(cards[first] | whole))
 
 # %% [markdown]
 # ## The main table

@@ -119,7 +119,8 @@ display(published.style.hide(axis="index").format({"rltf": "{:.1%}", "falcon": "
 # %%
 first = f"train/{stage.profile.arms[0]}-s{stage.profile.seeds[0]}"
 card = read_json(stage.find(f"{first}/card.json"))["zero-shot"]
-card = card_text(card | {"model": card["model"] + "; the other arms: with their own adapter"})
+card |= {"model": card["model"] + "; the other arms: with their own adapter", "seeds": list(stage.profile.seeds)}
+card = card_text(card)
 print(card)
 
 # %%
@@ -273,6 +274,7 @@ print("figures:", ", ".join(name for name, figure in found.items() if figure), "
 # %%
 costs = main[["arm", "seeds", "completions", "trained_tokens", "wall_s", "configs_tried"]].drop_duplicates("arm")
 solved, points = "Percent of problems solved", "Percentage points with 95 % intervals"
+paid = "Cost of an arm, the mean of its seeds (tokens without its SFT start; seconds with its evaluation in every mode)"
 from_here = "" if not stage.from_reference else "* Not made by this run, read from the committed results: "
 from_here += ", ".join(f"`{name}`" for name in dict.fromkeys(stage.from_reference) if name.startswith(("tables", "figures")))
 contrasts = readable(tables["contrasts"]).replace({"difference, points": {"": "not run"}})
@@ -288,7 +290,7 @@ judged = tables["preferences"].drop(columns=["p", "judge"])
 sections = [
     Section("In short", "\n".join(f"* {line}" for line in short) + f"\n{from_here}\n\n{points}:\n\n{markdown(differences)}"),
     Section("Evaluation card", f"```text\n{card}\n```"),
-    Section("Benchmarks", f"{solved}.\n\n{markdown(summary(main))}\nCost of an arm:\n\n{markdown(costs, 0)}", found["pass_at_k"]),
+    Section("Benchmarks", f"{solved}.\n\n{markdown(summary(main))}\n{paid}:\n\n{markdown(costs, 0)}", found["pass_at_k"]),
     Section("Planned contrasts", f"{points}.\n\n{markdown(contrasts)}" if len(contrasts) else "FALCON was not run."),
     Section("Differences between arms", f"{points}.\n\n{markdown(readable(tables['paired']))}", found["paired"]),
     Section("How the programs ended", f"{markdown(tables['outcomes'])}\nErrors, in % of programs:\n\n{markdown(errors, 0)}"),

@@ -406,7 +406,7 @@ def test_what_is_said_in_short_follows_from_the_intervals():
     assert lines[0] == "0 of 2 paired comparisons are significant after Holm's adjustment."
     assert lines[1].startswith("Of the 3 contrasts of FALCON planned beforehand 2 were run, and 0 are significant")
     assert "a true difference of 9.2 to 11.2 percentage points (pass@1); a smaller one is neither" in lines[2]
-    assert lines[-1].startswith("**Profile `quick` shows no difference") and "does not rank them.**" in lines[-1]
+    assert lines[-1].startswith("**Profile `quick` shows no difference") and "does not rank the arms.**" in lines[-1]
     sure = pd.DataFrame([paired("rft - base", 0.05, 0.01, 0.09, 0.04, benchmark="mbpp")])
     lines = report.in_short("small-cpu", sure, contrast)
     assert (
@@ -450,7 +450,7 @@ def test_the_readme_shows_the_largest_study_first(train, tmp_path):
         (n, f"2 arms, {s}, 4 problems of each benchmark") for n, s in (("small-cpu", "3 seeds"), ("quick", "1 seed"))
     ]
     assert re.findall(r"!\[[^]]+\]\((\S+)\)", text) == ["results/reference/small-cpu/figures/pass_at_k.png"]
-    assert text.count("| falcon - base | +10.0 [-10.0, +30.0] |") == 2 == text.count("does not rank them")
+    assert text.count("| falcon - base | +10.0 [-10.0, +30.0] |") == 2 == text.count("does not rank the arms")
 
 
 def test_a_sentence_of_the_tree_is_not_cut_at_et_al(tmp_path):

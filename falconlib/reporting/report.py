@@ -117,7 +117,7 @@ def in_short(profile: str, paired: pd.DataFrame, contrasts: pd.DataFrame) -> lis
     lines = [f"{len(sure)} of {count(len(paired), 'paired comparison')} are significant after Holm's adjustment{named(sure)}."]
     if len(contrasts):
         text = f"Of the {len(contrasts)} contrasts of FALCON planned beforehand {len(ran)} were run"
-        lines.append(f"{text}, and {len(kept)} are significant after Holm's adjustment over all{named(kept)}.")
+        lines.append(f"{text}, and {len(kept)} are significant after Holm's adjustment within each metric{named(kept)}.")
     sizes = [f"{100 * size:.1f}" for size in sorted(ran.loc[ran["metric"] == metric, "detectable"].dropna())]
     if sizes:
         text = " to ".join(dict.fromkeys((sizes[0], sizes[-1])))
@@ -126,9 +126,9 @@ def in_short(profile: str, paired: pd.DataFrame, contrasts: pd.DataFrame) -> lis
     if len(kept):
         told = f": FALCON differs beyond chance in {count(len(kept), 'planned contrast')}, named above"
     elif len(sure):
-        told = ": differences between arms beyond chance, but none of FALCON's planned contrasts is one"
+        told = ": differences in problems solved beyond chance, but none of FALCON's planned contrasts is one"
     else:
-        told = " shows no difference between the arms that chance would not explain: it does not rank them"
+        told = " shows no difference in problems solved that chance would not explain: it does not rank the arms"
     lines.append(f"**Profile `{profile}`{told}.**")
     return lines
 

@@ -263,7 +263,7 @@ class Zygote:
                 signal.pidfd_send_signal(judge.handle, signal.SIGKILL)
         wall = time.monotonic() - start
         word = judge.channel.recv(1) if judge else b""
-        while not (self.settled[0] or killed or time.monotonic() - start > job["cpu"] * HARD_FACTOR):
+        while not (killed or self.settled[0] or time.monotonic() - start > job["cpu"] * HARD_FACTOR):
             if select.select([handle], [], [], 0.001)[0]:  # a judge that refuses its tests is ahead of a candidate which is
                 break  # still on its way behind its walls: killing it there would say that it could not get there
         if word != b"." and not select.select([handle], [], [], CLOSING)[0]:
