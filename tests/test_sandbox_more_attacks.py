@@ -282,13 +282,12 @@ def f(x):
     ),
     "channel_read_by_a_thread": (
         """
-import os, threading, time
+import os, threading
 def f(x):
     threading.Thread(target=lambda: [os.read(3, 1 << 16) for _ in range(3)], daemon=True).start()
-    time.sleep(0.05)  # it must read first: a busy machine let the honest answers through
     return x
 """,
-        "assert f(1) == 1\nassert f(2) == 2\nassert f(3) == 3",
+        "\n".join(f"assert f({i}) == {i}" for i in range(20)),  # of a few questions each could reach the one who answers
         BAD,
     ),
     "giant_frame_instead_of_loading": (
