@@ -96,13 +96,14 @@ def learning(policy: Policy, profile: Profile) -> Iterator[None]:
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
         layer.gradient_checkpointing = layer.training = True
     model = inner_model(policy)
-    attention = model.config._attn_implementation
-    if model.dtype == torch.bfloat16 and policy.device.type == "cpu":
+    attention = model.config._attn_implementation if model.dtype == torch.bfloat16 and policy.device.type == "cpu" else None
+    if attention:
         model.set_attn_implementation("eager")
     try:
         yield
     finally:
-        model.set_attn_implementation(attention)
+        if attention:
+            model.set_attn_implementation(attention)
         for layer in layers:
             layer.gradient_checkpointing = layer.training = False
 
