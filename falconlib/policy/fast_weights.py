@@ -25,53 +25,48 @@ class Adapted(torch.autograd.Function):
     """x -> W x + s B A x + s delta_row A x with the gradients of x, A, B and delta, none of them kept longer than needed.
 
     x (rows, T, in), weight (out, in): W, or W + s B A where that is `folded`; a (r, in), b (out, r), delta (tasks, out, r) or
-    None, rows (rows,) of task indices; moved: False where delta is known to be zero, whose product is then left out. The thin
-    products are taken in the type of x; the gradients come in that of what they belong to.
+    None; thin: the same three in the type of x, in which the products are taken, delta None where it is known to be zero; rows
+    (rows,) of task indices; fast: says when backward runs whose gradients it is for (torch itself does not: what could be asked
+    for would be computed twice where two losses share a forward). The gradients come in the type of what they belong to.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, a, b, delta, rows, scale, folded, moved):
-        theta, local = ctx.needs_input_grad[2], ctx.needs_input_grad[4]
-        out, low = F.linear(x, weight), F.linear(x, a.to(x.dtype)) if moved or local or not folded else None
+    def forward(ctx, x, weight, a, b, delta, thin, rows, scale, folded, fast):
+        moved = thin[2] is not None
+        out = F.linear(x, weight)
+        low = F.linear(x, thin[0]) if moved or not folded or ctx.needs_input_grad[3] or ctx.needs_input_grad[4] else None
         if not folded:  # in place: a product of its own and a sum take 3 times as long in bfloat16
-            out.view(-1, len(weight)).addmm_(low.flatten(0, -2), b.to(x.dtype).T, alpha=scale)
-        if moved:
-            add_per_row(out, low, delta, rows, scale)
-        ctx.save_for_backward(x if theta else None, low if local else None, weight, a, b, delta, rows)
-        ctx.scale, ctx.folded, ctx.moved = scale, folded, moved
+            out.view(-1, len(weight)).addmm_(low.flatten(0, -2), thin[1].T, alpha=scale)
+        if moved:  # index_select, here and below: the backward of delta[rows] adds with atomics, and last bits would differ
+            out.baddbmm_(low, thin[2].index_select(0, rows).transpose(1, 2), alpha=scale)
+        ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, low, weight, a, b, delta, rows)
+        ctx.thin, ctx.scale, ctx.folded, ctx.fast = thin, scale, folded, fast
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, low, weight, a, b, delta, rows = ctx.saved_tensors
+        (low_a, low_b, low_delta), flat = ctx.thin, grad.flatten(0, -2)
         to_x, to_a, to_b, to_delta = grad @ weight if ctx.needs_input_grad[0] else None, None, None, None
-        flat, low_a, low_b = grad.flatten(0, -2), a.to(grad.dtype), b.to(grad.dtype)
-        by_theta = ctx.scale * (flat @ low_b) if x is not None or not ctx.folded else None
+        theta = ctx.needs_input_grad[2] and ctx.fast.wants != "delta"
+        local = ctx.needs_input_grad[4] and ctx.fast.wants != "theta"
         by_delta = None
-        if ctx.moved:  # index_select, not delta[rows]: see add_per_row
-            by_delta = torch.bmm(grad, delta.index_select(0, rows).to(grad.dtype)).flatten(0, 1).mul_(ctx.scale)
-        for thin in (None if ctx.folded else by_theta, by_delta):
-            if thin is not None and to_x is not None:
-                to_x.view(-1, a.shape[1]).addmm_(thin, low_a)
-        if x is not None:
-            whole = by_theta if by_delta is None else by_theta + by_delta
-            to_a = (whole.T @ x.flatten(0, -2)).to(a.dtype)
-            to_b = (flat.T @ F.linear(x.flatten(0, -2), low_a)).to(b.dtype).mul_(ctx.scale)
-        if low is not None:
+        if low_delta is not None:
+            by_delta = torch.bmm(grad, low_delta.index_select(0, rows)).flatten(0, 1)
+        whole = by_delta  # the gradient of A x: by W + s B A it has gone to x already where that is folded
+        if theta or not ctx.folded:
+            whole = flat @ low_b if by_delta is None else torch.addmm(by_delta, flat, low_b)
+        to_low = by_delta if ctx.folded else whole
+        if to_low is not None and to_x is not None:
+            to_x.view(-1, low_a.shape[1]).addmm_(to_low, low_a, alpha=ctx.scale)
+        if theta:
+            to_a = (whole.T @ x.flatten(0, -2)).to(a.dtype).mul_(ctx.scale)
+            to_b = (flat.T @ low.flatten(0, -2)).to(b.dtype).mul_(ctx.scale)
+        if local:
             found = torch.bmm(grad.transpose(1, 2), low).to(delta.dtype)
             to_delta = torch.zeros_like(delta).index_add_(0, rows, found, alpha=ctx.scale)
-        return to_x, None, to_a, to_b, to_delta, None, None, None, None
-
-
-def add_per_row(out: torch.Tensor, low: torch.Tensor, delta: torch.Tensor, rows: torch.Tensor, scale: float) -> None:
-    """out += scale delta_x h for every row: out (rows, T, out), low = h (rows, T, r), delta (tasks, out, r), rows: the tasks."""
-    if low.shape[1] == 1:  # decoding: one product with all deltas side by side reads each of them once, not once per row
-        place = F.one_hot(rows, len(delta)).to(low.dtype)
-        side_by_side = delta.transpose(1, 2).flatten(0, 1).to(low.dtype)
-        out.squeeze(1).addmm_((place[:, :, None] * low).flatten(1), side_by_side, alpha=scale)
-    else:  # not delta[rows]: its backward adds with atomics on several threads, and the last bits would differ from run to run
-        out.baddbmm_(low, delta.index_select(0, rows).to(low.dtype).transpose(1, 2), alpha=scale)
+        return to_x, None, to_a, to_b, to_delta, None, None, None, None, None
 
 
 class FastWeights:
@@ -82,7 +77,9 @@ class FastWeights:
             name: module for name, module in model.named_modules() if ".lora_B." in name and isinstance(module, nn.Linear)
         }
         self.owners: dict[str, Any] = {name: model.get_submodule(name.partition(".lora_B.")[0]) for name in self.layers}
-        self.rows = torch.empty(0, dtype=torch.long)
+        self.rows = self.place = torch.empty(0, dtype=torch.long)
+        self.tasks = 0  # of the active deltas
+        self.wants = ""  # "theta" or "delta": the backward to come is for these alone, and leaves the others out
 
     def zeros(self, tasks: int) -> Deltas:
         """delta = 0 for so many tasks, (tasks, out, r) per layer, float32."""
@@ -94,12 +91,15 @@ class FastWeights:
     def select(self, rows: torch.Tensor) -> None:
         """Says which task each row of the next batch belongs to: (rows,) of indices."""
         self.rows = rows
+        if self.tasks:  # (rows, tasks), of the type of the products: mixed types cost a copy each time
+            self.place = F.one_hot(rows, self.tasks).to(next(iter(self.owners.values())).get_base_layer().weight.dtype)
 
     @contextmanager
     def active(self, deltas: Deltas | None = None, theta: bool = True) -> Iterator[FastWeights]:
         """theta + delta inside the block (theta alone without deltas). Keep it open until backward has finished: with gradient
         checkpointing, layers run again during backward, and without their deltas they would be silently wrong. Deltas that
         require gradients (inner loop) get them; theta: False where no gradient of it is wanted, so that none is computed."""
+        self.tasks = len(next(iter(deltas.values()))) if deltas else 0
         try:
             for name, owner in self.owners.items():
                 a, b = owner.lora_A["default"].weight, self.layers[name].weight
@@ -113,18 +113,36 @@ class FastWeights:
     def forward_of(self, owner: Any, a: torch.Tensor, b: torch.Tensor, delta: torch.Tensor | None):
         """The forward of one adapted layer: x (rows, T, in) -> (rows, T, out)."""
         base, scale = owner.get_base_layer(), owner.scaling["default"]
-        folded = base.weight.dtype == torch.float32  # the sum in bfloat16 would round away most of what the adapters learnt
-        with torch.no_grad():
-            weight = base.weight + scale * (b @ a) if folded else base.weight
-            if folded and not torch.is_grad_enabled():  # decoding multiplies few rows: 12 % faster with W stored by columns
-                weight = weight.T.contiguous().T
+        weight, folded = base.weight, base.weight.dtype == torch.float32  # in bfloat16 the sum would round away what was learnt
         moved = delta is not None and bool(delta.any())  # the first inner step starts at 0
+        with torch.no_grad():
+            if folded:
+                weight = weight + scale * (b @ a)
+            thin = [t.to(weight.dtype) if t is not None else None for t in (a, b, delta if moved else None)]
 
-        def forward(x: torch.Tensor, *_args, **_kwargs) -> torch.Tensor:
-            out = Adapted.apply(x, weight, a, b, delta, self.rows, scale, folded, moved)
+        def learn(x: torch.Tensor, *_args, **_kwargs) -> torch.Tensor:
+            out = Adapted.apply(x, weight, a, b, delta, thin, self.rows, scale, folded, self)
             return out if base.bias is None else out + base.bias
 
-        return forward
+        if torch.is_grad_enabled():
+            return learn
+        stored = weight.T.contiguous().T if folded else weight  # few rows: 12 % faster in float32 with W stored by columns
+        up = [] if folded else [thin[1].T]  # (r, out) each
+        up += [] if thin[2] is None else thin[2].transpose(1, 2)
+        side_by_side = torch.cat(list(up)) if up else None  # one product reads B and each delta once, not once per row
+
+        def sample(x: torch.Tensor, *_args, **_kwargs) -> torch.Tensor:
+            if moved and x.shape[1] > 1:
+                return learn(x)
+            out = F.linear(x, stored, base.bias)
+            if side_by_side is not None:
+                low = F.linear(x, thin[0]).flatten(0, -2)
+                spread = (self.place[:, :, None] * low[:, None]).flatten(1) if moved else low
+                low = spread if folded or not moved else torch.cat([low, spread], 1)
+                out.view(-1, len(weight)).addmm_(low, side_by_side, alpha=scale)
+            return out
+
+        return sample
 
 
 def normalised_step(deltas: Deltas, gradients: Deltas, alpha: float) -> tuple[Deltas, torch.Tensor]:

@@ -70,14 +70,18 @@ class HeadLogprobs(torch.autograd.Function):
         for start in range(0, len(states), CHUNK):
             part = slice(start, start + CHUNK)
             degrees = temperature[part, None]
-            logp = F.linear(states[part], weight, bias).float().div_(degrees)
-            logp -= logp.logsumexp(-1, keepdim=True)
-            p = logp.exp()
-            logprobs[part] = logp.gather(-1, tokens[part, None]).squeeze(-1)
-            entropy[part] = -torch.einsum("nv,nv->n", p, logp)
+            logits = F.linear(states[part], weight, bias).float().div_(degrees)
+            p = logits.softmax(-1)
+            top, best = p.max(-1, keepdim=True)  # at least 1 / V: its logarithm is exact where the token's own might be of 0
+            norm = logits.gather(-1, best) - top.log()  # log sum_v exp(logit_v)
+            logprobs[part] = (logits.gather(-1, tokens[part, None]) - norm).squeeze(-1)
+            p = p.to(weight.dtype)
+            mean = p @ weight  # sum_v p_v W_v, which gives the mean logit too: a pass over all words less
+            found = torch.einsum("nh,nh->n", mean.float(), states[part].float())
+            found = found if bias is None else found + (p @ bias).float()
+            entropy[part] = norm.squeeze(-1) - found / temperature[part]
             if slope is not None:
-                p = p.to(weight.dtype)
-                slope[part] = ((weight.index_select(0, tokens[part]) - p @ weight) / degrees).to(slope.dtype)
+                slope[part] = ((weight.index_select(0, tokens[part]) - mean) / degrees).to(slope.dtype)
         ctx.save_for_backward(slope)
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy

@@ -19,8 +19,9 @@ from falconlib.config import Profile
 from falconlib.errors import FalconError
 from falconlib.policy.fast_weights import FastWeights
 from falconlib.policy.generate import out_of_memory
+from falconlib.policy.layers import lean
 from falconlib.policy.models import Policy
-from falconlib.policy.score import inner_model, score
+from falconlib.policy.score import score
 
 
 @dataclass(frozen=True)
@@ -89,21 +90,16 @@ def learning(policy: Policy, profile: Profile) -> Iterator[None]:
     """How the model's layers run while they are trained, forward and backward inside this block; generation has its own ways.
 
     With `train.gradient_checkpointing`, they run again during backward, and save memory: only their own flags are set, so that
-    dropout stays off. In bfloat16 on a CPU attention is plain products: torch's fused one takes 3 times as long backward.
+    dropout stays off.
     """
     layers = [m for m in policy.model.modules() if isinstance(m, GradientCheckpointingLayer)]
     for layer in layers if profile.train.gradient_checkpointing else ():
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
         layer.gradient_checkpointing = layer.training = True
-    model = inner_model(policy)
-    attention = model.config._attn_implementation if model.dtype == torch.bfloat16 and policy.device.type == "cpu" else None
-    if attention:
-        model.set_attn_implementation("eager")
     try:
-        yield
+        with lean(policy):
+            yield
     finally:
-        if attention:
-            model.set_attn_implementation(attention)
         for layer in layers:
             layer.gradient_checkpointing = layer.training = False
 

@@ -104,8 +104,10 @@ def inner_gradient(
         batch = collate(policy, chunk, profile.sample.temperature)
         logprobs, entropy = score_batch(policy, batch, fast, profile)
         loss = inner_loss(logprobs, batch, chunk, profile)
+        fast.wants = "delta"
         parts = torch.autograd.grad(loss, list(leaves.values()), retain_graph=half is not None)
         if half is not None:
+            fast.wants = "theta"
             half.take(chunk, logprobs, entropy)
         for name, part in zip(leaves, parts, strict=True):
             total[name] += part
