@@ -9,7 +9,8 @@ import torch
 from falconlib.config import LoraConfig, ModelConfig, Profile, override
 from falconlib.errors import FalconError
 from falconlib.feedback import error_token_mask
-from falconlib.policy.fast_weights import FastWeights, normalised_step
+from falconlib.policy.fast_weights import Adapted, FastWeights, normalised_step
+from falconlib.policy.layers import GROUPED
 from falconlib.policy.models import Policy, load_policy, tiny_model
 from falconlib.policy.score import score
 from falconlib.records import Episode, Feedback, Reward
@@ -102,7 +103,8 @@ def test_shared_prefix_log_probs_entropies_and_gradients_equal_transformers(kind
     loss = sum((lp * torch.tensor(e.mask or [1] * len(lp))).sin().sum() for (lp, _), e in zip(plain, examples, strict=True))
     expected = gradient(loss, policy)
     for shared in (True, False):
-        with fast.active():
+        with fast.active(), learning(policy, Profile()):
+            assert (policy.model.get_base_model().config._attn_implementation == GROUPED) == (kind == "llama")
             rest = (batch.tokens, batch.mask, temperature, fast, batch.task)
             found, entropy = score(policy, batch.prompts, *rest, shared=shared)
             ours = gradient(found.sin().sum(), policy)
@@ -142,7 +144,7 @@ def test_fast_weights_and_their_gradients_equal_peft_with_shifted_adapters_one_r
     expected = {"theta": sum(of_theta), "delta": torch.cat([torch.stack(pair).flatten() for pair in zip(*of_delta, strict=True)])}
     for name, deltas, leaves in (("theta", fixed, policy.parameters()), ("delta", free, list(free.values()))):
         batch = collate(policy, examples)
-        with fast.active(deltas):
+        with fast.active(deltas), learning(policy, Profile()):
             logprobs, _ = score_batch(policy, batch, fast, override(Profile(), {"train.shared_prefix": shared}))
             found = torch.cat([g.flatten() for g in torch.autograd.grad(logprobs.sin().sum(), leaves)])
         assert all(torch.allclose(logprobs[i, : len(v)], v, atol=1e-5) for i, v in values.items())
@@ -174,7 +176,27 @@ def test_bfloat16_gives_float32s_log_probs_and_gradients_of_theta_and_deltas_to_
 
     for exact, rough in zip(found("float32"), found("bfloat16"), strict=True):
         assert (exact - rough).norm() < 0.03 * exact.norm()  # bfloat16 keeps 8 bits
-    assert ways == ["falcon_grouped"] * 2
+    assert ways == [GROUPED] * 2
+
+
+def test_of_two_losses_on_one_forward_each_backward_takes_only_the_gradients_it_is_for(tiny_policy, monkeypatch):
+    """torch says in forward what could be asked for, and would take all of it twice."""
+    fast, taken = FastWeights(tiny_policy.model), []
+    deltas = {n: d.requires_grad_() for n, d in fast.zeros(1).items()}
+    whole = Adapted.backward
+    monkeypatch.setattr(Adapted, "backward", staticmethod(lambda ctx, g: (taken.append(whole(ctx, g)), taken[-1])[1]))
+    ids = torch.tensor([tiny_policy.encode(PROMPTS[0])])
+    with fast.active(deltas):
+        fast.select(torch.tensor([0]))
+        loss = tiny_policy.model(input_ids=ids).logits.sin().sum()
+        both = torch.autograd.grad(loss, [*deltas.values(), *tiny_policy.parameters()], retain_graph=True)
+        assert all(a is not None and d is not None for _, _, a, _, d, *_ in taken)
+        found = []
+        for fast.wants, leaves in (("delta", list(deltas.values())), ("theta", tiny_policy.parameters())):
+            taken.clear()
+            found += torch.autograd.grad(loss, leaves, retain_graph=True)
+            assert all((a is None, d is None) == (fast.wants == "delta", fast.wants == "theta") for _, _, a, _, d, *_ in taken)
+    assert all(torch.equal(a, b) for a, b in zip(found, both, strict=True))
 
 
 def test_gradient_checkpointing_gives_the_same_gradients_and_no_shared_prefix(tiny_policy):

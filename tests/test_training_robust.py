@@ -222,7 +222,7 @@ def test_zero_inner_steps_are_plain_reinforcement_learning_bit_for_bit(tmp_path,
     fast = batches.FastWeights(policy.model)
     for chunk in micro_batches(policy, [e for e in examples if any(e.advantages)], p.train.micro_tokens):
         batch = collate(policy, chunk, p.sample.temperature)
-        with fast.active():
+        with fast.active(), batches.learning(policy, p):
             logprobs, _ = score_batch(policy, batch, fast, p)
             policy_gradient_loss(logprobs, batch, count_tokens(examples), p.train.clip_low, p.train.clip_high)[0].backward()
     torch.nn.utils.clip_grad_norm_(policy.parameters(), p.train.clip_norm)

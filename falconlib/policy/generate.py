@@ -170,7 +170,8 @@ def prefill(policy, encoded, rows, room: int, fast) -> tuple[DynamicCache, torch
     Each distinct prompt is computed once, prompts of like length together: padding all of them to the longest would cost
     most of the time. Fast weights make a prompt's states depend on its task: then it is one prefill per (prompt, task).
     """
-    keys = sorted({(r.prompt, r.task if fast else 0) for r in rows}, key=lambda k: (len(encoded[k[0]]), k))
+    key_of = [(r.prompt, r.task if fast else 0) for r in rows]
+    keys = sorted(set(key_of), key=lambda k: (len(encoded[k[0]]), k))
     width = len(encoded[keys[-1][0]])
     cache, mask = DynamicCache(), torch.zeros(len(rows), width, dtype=torch.long, device=policy.device)
     logits = torch.empty(0)
@@ -184,11 +185,7 @@ def prefill(policy, encoded, rows, room: int, fast) -> tuple[DynamicCache, torch
         part, position = DynamicCache(), (seen.cumsum(1) - 1).clamp(min=0)
         out = policy.model(input_ids=ids, attention_mask=seen, position_ids=position, past_key_values=part, logits_to_keep=last)
         places = {key: place for place, key in enumerate(chunk)}
-        found = [
-            (i, places[r.prompt, r.task if fast else 0])
-            for i, r in enumerate(rows)
-            if (r.prompt, r.task if fast else 0) in places
-        ]
+        found = [(i, places[key]) for i, key in enumerate(key_of) if key in places]
         target, source = torch.tensor(found, device=policy.device).T
         if not len(logits):
             cache.layers = [Preallocated(layer.keys, len(rows), width, room) for layer in part.layers]
@@ -224,13 +221,8 @@ def decode_batch(policy, encoded, rows, max_new_tokens, temperature, top_p, stop
                 fast.select(torch.tensor([rows[i].task for i in alive], device=policy.device))
         mask = torch.cat([mask, mask.new_ones(len(alive), 1)], 1)
         position = position + 1
-        step_input = {
-            "input_ids": token[:, None],
-            "attention_mask": mask,
-            "position_ids": position[:, None],
-            "past_key_values": cache,
-        }
-        logits = policy.model(**step_input).logits[:, -1]
+        step_input = {"input_ids": token[:, None], "attention_mask": mask, "position_ids": position[:, None]}
+        logits = policy.model(**step_input, past_key_values=cache).logits[:, -1]
     return ending.completions()
 
 
@@ -239,15 +231,13 @@ def decode_seq2seq(policy, encoded, rows, max_new_tokens, temperature, top_p, st
     if fast:
         fast.select(torch.tensor([r.task for r in rows], device=policy.device))
     ids, mask = left_pad([encoded[r.prompt] for r in rows], policy)
-    model = policy.model.get_base_model() if hasattr(policy.model, "get_base_model") else policy.model
-    encoder = model.get_encoder()(input_ids=ids, attention_mask=mask)
-    token = torch.full((len(rows),), model.config.decoder_start_token_id, device=policy.device)
+    encoder = policy.inner.get_encoder()(input_ids=ids, attention_mask=mask)
+    token = torch.full((len(rows),), policy.inner.config.decoder_start_token_id, device=policy.device)
     ending, alive, cache = Ending(policy, len(rows), stop), set(range(len(rows))), None
     uniform = torch.stack([stream(r.seed, max_new_tokens) for r in rows]).to(policy.device)
     for step in range(max_new_tokens):
-        out = model(
-            encoder_outputs=encoder, attention_mask=mask, decoder_input_ids=token[:, None], past_key_values=cache, use_cache=True
-        )
+        step_input = {"encoder_outputs": encoder, "attention_mask": mask, "decoder_input_ids": token[:, None]}
+        out = policy.inner(**step_input, past_key_values=cache, use_cache=True)
         cache = out.past_key_values
         token, logprob = sample(out.logits[:, -1], uniform[:, step], temperature, top_p)
         for i in sorted(alive):

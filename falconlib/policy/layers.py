@@ -38,7 +38,7 @@ AttentionMaskInterface.register(GROUPED, ALL_MASK_ATTENTION_FUNCTIONS["eager"]) 
 def lean(policy: Policy) -> Iterator[None]:
     """Inside the block a Llama on a CPU attends by `grouped_attention` and normalises by torch's own function: the same bits,
     half the time backward. Other models, and GPUs, have ways of their own."""
-    model = policy.model.get_base_model() if hasattr(policy.model, "get_base_model") else policy.model
+    model = policy.inner
     if not isinstance(model, LlamaForCausalLM) or policy.device.type != "cpu":
         yield
         return

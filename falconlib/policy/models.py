@@ -37,6 +37,11 @@ class Policy:
     seq2seq: bool = False
 
     @property
+    def inner(self) -> Any:
+        """The transformers model inside the adapters' wrapper."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
     def eos(self) -> int:
         """Token id that ends a completion."""
         return self.tokenizer.eos_token_id

@@ -126,7 +126,7 @@ def shared_states(policy: Policy, prompts, tokens, fast: FastWeights, tasks) -> 
         fast.select(torch.tensor([task for _, task in places], device=policy.device))
         ids, seen = left_pad(encoded, policy)
         # index_select, here and below: see fast_weights.add_per_row
-        states = inner_model(policy).get_encoder()(input_ids=ids, attention_mask=seen).last_hidden_state.index_select(0, source)
+        states = policy.inner.get_encoder()(input_ids=ids, attention_mask=seen).last_hidden_state.index_select(0, source)
         fast.select(tasks)
         decoder = {"attention_mask": seen[source], "decoder_input_ids": decoder_ids(policy, tokens)}
         return policy.model(encoder_outputs=BaseModelOutput(last_hidden_state=states), **decoder).logits
@@ -166,8 +166,3 @@ def prompt_cache(policy: Policy, prompts, tasks: Sequence[int], fast: FastWeight
 def decoder_ids(policy: Policy, tokens: torch.Tensor) -> torch.Tensor:
     """What the decoder of an encoder-decoder model reads to predict `tokens`."""
     return torch.cat([tokens.new_full((len(tokens), 1), policy.model.config.decoder_start_token_id), tokens[:, :-1]], 1)
-
-
-def inner_model(policy: Policy):
-    """The transformers model inside the adapters' wrapper."""
-    return policy.model.get_base_model() if hasattr(policy.model, "get_base_model") else policy.model
