@@ -123,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
         return made
 
     new = command("run", commands.run, "run the notebook graph; what is up to date is skipped")
-    new.add_argument("--profile", default="quick", help="smoke, quick, colab, small-cpu, small or paper (default: quick)")
+    new.add_argument("--profile", default="quick", help="smoke, quick (default), colab, small-cpu, small, paper, paper-apps")
     new.add_argument("--from", dest="start", metavar="NAME", help="begin with this notebook, e.g. 06")
     new.add_argument("--only", metavar="NAME", help="only these notebooks or arms, e.g. 04 or grpo or 06,07")
     new.add_argument("--force", action="store_true", help="run them even when they are up to date")

@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     steps = select(flow.steps, options.prepare or options.only, options.start)
     flow.check(steps)
     if options.prepare:
-        workflow.prepare(flow, steps, echo)
+        workflow.prepare(flow, steps, echo, options.force)
         return 0
     if options.dry_run or options.why:
         echo("\n".join(workflow.plan(flow, steps, options.force, options.why)))

@@ -291,9 +291,15 @@ AT_LEAST = {
     **{"inner.steps": 0, "sample.max_new_tokens": 1, "lora.r": 1, "short_term.size": 1, "sft.batch": 1, "sft.max_steps": 0},
     **{"eval.samples": 0, "eval.bootstrap": 1, "eval.max_new_tokens": 1, "tasks.eval_limit": 0, "tasks.train_limit": 0},
     **{"train.micro_tokens": 1, "judge.timeout_s": 1, "sandbox.workers": 0, "sandbox.output_kb": 1},
+    **{"long_term.neighbours": 0, "long_term.prompt_share": 0, "long_term.prompt_tokens": 0, "long_term.utility_rate": 0},
+    **{"train.warmup": 0, "train.clip_low": 0, "train.clip_high": 0, "train.b_pg": 0, "train.b_sl": 0, "train.b_neg": 0},
+    **{"inner.alpha": 0, "inner.eta": 0, "inner.negative_scale": 0, "model.threads": 0, "lora.top_layers": 0},
 }
+AT_MOST = {"train.steps": 10**7, "sandbox.cpu_s": 86400, "sandbox.memory_mb": 2**20, "sandbox.output_kb": 2**20}  # a slip, above
+AT_MOST |= {"reward.rho_f": 1, "reward.line_cap": 1, "eval.top_p": 1, "long_term.prompt_share": 1, "long_term.utility_rate": 1}
 SEEDS = range(2**32)  # what numpy takes
-ABOVE_ZERO = ("sample.temperature", "eval.temperature", "eval.top_p", "train.lr", "sft.lr", "sandbox.cpu_s", "sandbox.memory_mb")
+ABOVE_ZERO: tuple[str, ...] = ("sample.temperature", "eval.temperature", "eval.top_p", "train.lr", "sft.lr", "sft.epochs")
+ABOVE_ZERO += ("train.clip_norm", "lora.alpha", "sandbox.cpu_s", "sandbox.memory_mb", "reward.std_floor")
 CHOICES = {
     "judge.backend": ("static", "local", "openai"),
     "train.advantage": ("loo", "group", "critic", "gae"),
@@ -316,29 +322,29 @@ def validate(profile: Profile) -> Profile:
     for arm in (*named, *(rate.split("=")[0] for rate in p.rates)):
         if arm not in ARMS:
             raise did_you_mean("arm", arm, ARMS)
-    most = 2 * (p.reward.w_style + p.reward.w_complexity + p.reward.w_instruction) * p.reward.ai + p.reward.w_long_term
+    form = 2 * (p.reward.w_style + p.reward.w_complexity + p.reward.w_instruction) * p.reward.ai + p.reward.w_long_term
     once = 0 < len(set(p.seeds)) == len(p.seeds)
     halves = p.inner.steps == 0 or 2 <= p.inner.support <= p.train.group - 2
     rules = [
         *((name, math.isfinite(value), "a finite number") for name, value in values.items() if isinstance(value, float)),
         *((name, values[name] >= least, f"at least {least}") for name, least in AT_LEAST.items()),
+        *((name, values[name] <= most, f"at most {most}") for name, most in AT_MOST.items()),
         *((name, values[name] > 0, "above 0") for name in ABOVE_ZERO),
+        *(
+            (n, 0 < len(set(values[n])) == len(values[n]), "at least one, each once")
+            for n in ("tasks.train", "tasks.benchmarks", "arms")
+        ),
         *((name, values[name] in known, " or ".join(known)) for name, known in CHOICES.items()),
         ("inner.support", halves, f"2 to train.group - 2 = {p.train.group - 2}: each half needs a comparison"),
         ("train.gradient_checkpointing", not (p.train.gradient_checkpointing and p.train.shared_prefix), "no shared_prefix"),
         *((f"reward.{n}", getattr(p.reward, n) >= 0, "0 or more") for n in flat(p.reward)),
-        ("reward.w_style", most < 0.3, "2 (w_style + w_complexity + w_instruction) + w_long_term < 0.3, or tests lose to style"),
-        *((f"reward.{n}", getattr(p.reward, n) <= 1, "at most 1") for n in ("rho_f", "line_cap")),
+        ("reward.w_style", form < 0.3, "2 (w_style + w_complexity + w_instruction) + w_long_term < 0.3, or tests lose to style"),
         ("judge.cache", not p.judge.cache or p.judge.backend != "static", "only with judge.backend = local or openai"),
         ("judge.replay", not p.judge.replay or bool(p.judge.cache), "only with a judge.cache that holds the answers"),
-        ("reward.std_floor", p.reward.std_floor > 0, "above 0"),
         ("rates", all(re.fullmatch(r"[^=]+=\d+(\.\d+)?(e-?\d+)?", r) for r in p.rates), "arm=learning rate, such as grpo=1e-4,"),
-        ("eval.top_p", p.eval.top_p <= 1, "at most 1"),
-        ("long_term.prompt_share", 0 <= p.long_term.prompt_share <= 1, "in [0, 1]"),
         ("short_term.total", p.short_term.total >= p.short_term.size, "at least short_term.size"),
         *((name, values[name] in SEEDS, f"0 to {SEEDS[-1]}") for name in ("train.seed", "tasks.seed")),
         ("seeds", once and all(s in SEEDS for s in p.seeds), f"at least one seed, each once, from 0 to {SEEDS[-1]}"),
-        ("arms", 0 < len(set(p.arms)) == len(p.arms), "at least one arm, each once"),
     ]
     for name, good, expected in rules:
         if not good:

@@ -10,6 +10,7 @@ Runs nothing itself (workflow.py does) and knows nothing of what the notebooks c
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from falconlib.typed import leaves
 WITHOUT = ("graph.py", "workflow.py", "notebook.py", "cli.py", "commands.py", "__main__.py", "doctor.py")
 
 # of a key, what each may differ in, in words
+RESUMES = "interrupted: resumes"
 SECTIONS = {"parameters": "{}: {} -> {}", "inputs": "what {} wrote changed", "falconlib": "{} changed", "data": "{} changed"}
 
 
@@ -206,7 +208,10 @@ class Workflow:
         if not manifest:
             if attempt.get("state") == "failed":
                 return Status("failed", (f"the last attempt failed, see {folder / 'log.txt'}",))
-            return Status("missing", ("interrupted: resumes" if attempt else "never run",))
+            if attempt.get("state") != "running":
+                return Status("missing", ("its manifest is gone" if attempt else "never run",))
+            changed = differences(attempt, self.key(step))
+            return Status("missing", ("interrupted with other settings: starts anew", *changed) if changed else (RESUMES,))
         if not manifest.get("token"):
             return Status("stale", ("run by hand, not by this command",))
         reasons = differences(manifest, self.key(step)) + self.broken_outputs(step, manifest)
@@ -229,7 +234,8 @@ class Workflow:
         """How long the step took last time, here or in the reference results; None when it never ran."""
         for base in (self.root, *reference_roots(self.profile.name)[:1]):
             with contextlib.suppress(FalconError, KeyError, TypeError, ValueError):
-                return float(read_json(base / step.key / "run.json")["wall_s"])
+                if 0 <= (seconds := float(read_json(base / step.key / "run.json")["wall_s"])) < math.inf:
+                    return seconds
         return None
 
 

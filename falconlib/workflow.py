@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from falconlib.errors import FalconError
-from falconlib.files import REMEDIES, disk_errors, write_json
+from falconlib.files import REMEDIES, disk_errors, read_json, write_json
 from falconlib.graph import Status, Step, Workflow, differences, record
 from falconlib.notebook import DEAD, Child, execute
 from falconlib.reporting.run import STAGE_ENV, keep_copy
@@ -173,19 +173,34 @@ def unproven(workflow: Workflow, step: Step, token: str) -> str:
 
 def explain(failure: dict[str, str], folder: Path) -> str:
     """The failure of a child in words."""
-    died = "its kernel died, probably out of memory: try a smaller train.micro_tokens or eval limit"
+    died = "its kernel died, probably out of memory"
+    died += ": try a smaller train.micro_tokens or tasks.eval_limit" if "train" in folder.parts else ""
     return f"{died if failure['name'] == DEAD else failure['name'] + ': ' + failure['message']}; log: {folder / 'log.txt'}"
 
 
-def prepare(workflow: Workflow, steps: list[Step], echo: Callable[[str], None]) -> None:
-    """Writes each step's notebook with its parameters filled in, not run, to open in JupyterLab: <root>/prepared/."""
+def prepare(workflow: Workflow, steps: list[Step], echo: Callable[[str], None], force: bool = False) -> None:
+    """Writes each step's notebook with its parameters filled in, not run, to open in JupyterLab: <root>/prepared/.
+
+    Raises FalconError where that would write over what somebody changed there; `force` does it.
+    """
     for step in steps:
         target = workflow.root / "prepared" / f"{step.key.replace('/', '-')}.ipynb"
-        with disk_errors(target):
+        with disk_errors(target), tempfile.TemporaryDirectory() as folder:
             target.parent.mkdir(parents=True, exist_ok=True)
-        source = str(workflow.source(step.node))
-        execute({"source": source, "target": str(target), "parameters": workflow.parameters(step)}, prepare_only=True)
+            fresh, source = Path(folder) / target.name, str(workflow.source(step.node))
+            execute({"source": source, "target": str(fresh), "parameters": workflow.parameters(step)}, prepare_only=True)
+            if not force and target.is_file() and cells(target) != cells(fresh):
+                raise FalconError(f"{target} was changed, or made with other settings", "--force writes over it")
+            shutil.copyfile(fresh, target)
         echo(f"{target}")
+
+
+def cells(path: Path) -> list[str]:
+    """The text of a notebook's cells; of a file that is none, nothing that a notebook could have."""
+    try:
+        return ["".join(cell["source"]) for cell in read_json(path)["cells"]]
+    except (FalconError, KeyError, TypeError):
+        return [str(path)]
 
 
 def plan(workflow: Workflow, steps: list[Step], force: bool, why: bool) -> list[str]:

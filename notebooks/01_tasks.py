@@ -62,7 +62,7 @@ from falconlib.tasks.leakage import decontaminate, description, ngrams, shapes
 from falconlib.tasks.meta import by_family, by_problem
 
 # %% tags=["parameters"]
-profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small-cpu, small, paper
+profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small-cpu, small, paper, paper-apps
 results: str = ""  # results folder; "" is $FALCON_RESULTS, or results/ of the repository
 overrides: dict = {}  # settings that differ from the profile's, by dotted name
 
@@ -198,7 +198,7 @@ display(Markdown(" · ".join(f"{key}: {value}" for key, value in facts.items()))
 # ## Could an answer leak?
 #
 # For every task that is not trained on: its nearest training task by cosine, the share of its 4-grams that some training task
-# of the same set contains, and whether its reference program is, names and layout aside, also the reference program of a
+# contains, and whether its reference program is, names and layout aside, also the reference program of a
 # training task (for two-line programs that happens by honest coincidence). A high cosine alone is no leak, "the largest number"
 # and "the smallest number" are neighbours; the memory holds back everything above 0.97 during evaluation all the same.
 

@@ -70,7 +70,7 @@ from falconlib.training import run_arm
 from falconlib.training.arms import SETTINGS, configure
 
 # %% tags=["parameters"]
-profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small-cpu, small, paper
+profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small-cpu, small, paper, paper-apps
 results: str = ""  # results folder; "" is $FALCON_RESULTS, or results/ of the repository
 overrides: dict = {}  # settings that differ from the profile's, by dotted name
 arm: str = "falcon"  # base, sft, rft, coderl, ppocoder, rltf, grpo, rloo, grpo+sl, grpo+knn, falcon, falcon-ltm, ..., grpo-time

@@ -55,7 +55,7 @@ from falconlib.reporting.report import Figure, Section, in_short, readme_table, 
 from falconlib.reporting.tables import count, differences_table, markdown, metrics_table, readable, span, summary
 
 # %% tags=["parameters"]
-profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small-cpu, small, paper
+profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small-cpu, small, paper, paper-apps
 results: str = ""  # results folder; "" is $FALCON_RESULTS, or results/ of the repository
 overrides: dict = {}  # settings that differ from the profile's, by dotted name
 
@@ -170,7 +170,8 @@ for row, told in zip(paper.to_dict("records"), beside.to_dict("records"), strict
     head = f"**{row['benchmark']} {row['metric']}**: the paper's FALCON {told['paper FALCON, %']} %"
     if pd.isna(row["our FALCON"]):
         reasons.append(f"{head}; ours: not measured, profile `{config.name}` does not hold this benchmark with these arms. "
-                       f"Needed: its data, {row['paper model']}, several GPUs: profile `paper`.")  # fmt: skip
+                       f"Needed: its data, {row['paper model']} and a GPU: "
+                       f"profile `{'paper-apps' if row['benchmark'] == 'apps' else 'paper'}`.")  # fmt: skip
         continue
     same = row["our model"] == row["paper model"]
     other = "the same model" if same else f"another model ({row['our model']} instead of {row['paper model']})"

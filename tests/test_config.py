@@ -2,7 +2,7 @@
 
 import pytest
 
-from falconlib.config import AT_LEAST, CHOICES, load_profile, profiles_dir
+from falconlib.config import ABOVE_ZERO, AT_LEAST, AT_MOST, CHOICES, load_profile, profiles_dir
 from falconlib.errors import FalconError
 
 PROFILES = sorted(p.stem for p in profiles_dir().glob("*.yaml"))
@@ -27,11 +27,14 @@ def test_a_profile_is_one_of_the_files(name):
     "setting, value",
     [
         *((name, least - 1) for name, least in AT_LEAST.items()),
+        *((name, 2 * most) for name, most in AT_MOST.items()),
+        *((name, 0.0) for name in ABOVE_ZERO),
         *((name, "foo") for name in CHOICES),
         *(("train.lr", v) for v in (0.0, float("nan"), float("inf"))),
         *(("inner.support", v) for v in (1, 3)),
         *(("seeds", v) for v in ([], [0, 0], [-1], [2**32])),
         *(("arms", v) for v in (["rtf"], [], ["grpo", "grpo"])),
+        *((f"tasks.{name}", v) for name in ("train", "benchmarks") for v in ([], ["basics", "basics"])),
         *((name, ["falcom"]) for name in ("ablations", "eval.ltm_arms")),
         *((name, 1) for name in ("name", "train", "train.stepz", "nonsense.deep.name")),
         *(("train.steps", v) for v in ("5", 5.5, True, None)),

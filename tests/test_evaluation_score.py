@@ -214,6 +214,9 @@ def test_compare_rows_without_counterpart_or_number():
         compare_rows([a[0], a[0]], b)
     with pytest.raises(FalconError, match="could not convert"):
         compare_rows([table("n/a", 0, 1)], b)
+    for value in ("nan", "1.7", "-0.1", "inf"):
+        with pytest.raises(FalconError, match=r"lie in \[0, 1\]"):
+            compare_rows([table(value, 0, 1)], b)
 
 
 @pytest.mark.parametrize(

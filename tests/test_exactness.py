@@ -10,9 +10,10 @@ from falconlib.config import LoraConfig, ModelConfig, Profile, override
 from falconlib.errors import FalconError
 from falconlib.feedback import error_token_mask
 from falconlib.policy.fast_weights import Adapted, FastWeights, normalised_step
+from falconlib.policy.generate import Row, generate
 from falconlib.policy.layers import GROUPED
 from falconlib.policy.models import Policy, load_policy, tiny_model
-from falconlib.policy.score import score
+from falconlib.policy.score import HeadLogprobs, score
 from falconlib.records import Episode, Feedback, Reward
 from falconlib.rewards import leave_one_out
 from falconlib.rollout import token_offsets
@@ -44,7 +45,7 @@ def transformers_row(policy, prompt, tokens, temperature):
 
 
 def policy_of(kind, tmp_path):
-    """A tiny random policy of a family, with adapters whose B is not zero."""
+    """A tiny random policy of a family, with adapters, biases and norms that are not as they begin: leaving one out shows."""
     from transformers import (
         GPTNeoXConfig,
         GPTNeoXForCausalLM,
@@ -78,8 +79,10 @@ def policy_of(kind, tmp_path):
     )
     with torch.no_grad():
         for name, parameter in policy.model.named_parameters():
-            if "lora_B" in name:
+            if "lora_B" in name or name.endswith("bias"):
                 parameter.copy_(0.3 * torch.randn(parameter.shape))
+            elif "norm" in name:
+                parameter.mul_(1 + 0.3 * torch.randn(parameter.shape))
     return policy
 
 
@@ -113,7 +116,54 @@ def test_shared_prefix_log_probs_entropies_and_gradients_equal_transformers(kind
             assert torch.allclose(found[i, : len(lp)][keep], lp[keep], atol=1e-5)
             assert torch.allclose(entropy[i, : len(lp)][keep], h[keep], atol=1e-4)
             assert not found[i][batch.mask[i] == 0].any()
+        assert not any("forward" in vars(m) for m in policy.model.modules())
         assert torch.allclose(ours, expected, atol=1e-5 * float(expected.abs().max())), shared
+
+
+@pytest.mark.parametrize("moved", [None, 0.0, 0.1], ids=["theta", "zero deltas", "deltas"])
+@pytest.mark.parametrize("model", ["llama bfloat16", "llama float32", "qwen2 float32", "t5 float32"])
+def test_sampling_sees_the_policy_that_scoring_sees(model, moved, tmp_path):
+    """Sampled log-probs equal those that transformers and peft give in float32 for lora_B + delta, one task of two at rest."""
+    kind, dtype = model.split()
+    exact, policy = policy_of(kind, tmp_path), policy_of(kind, tmp_path)
+    if dtype == "bfloat16":
+        for m in policy.model.modules():  # the base alone: adapters stay in float32, as load_policy has them
+            for name, p in m.named_parameters(recurse=False):
+                if not p.requires_grad:
+                    setattr(m, name, torch.nn.Parameter(p.bfloat16(), requires_grad=False))
+    fast = FastWeights(exact.model)
+    deltas = None if moved is None else {n: moved * torch.randn(d.shape) for n, d in fast.zeros(2).items()}
+    for d in deltas.values() if deltas else ():
+        d[0] = 0.0
+    rows = [Row(i % 3, i, i % 2) for i in range(6)]
+    found = generate(policy, PROMPTS, rows, max_new_tokens=6, temperature=1.0, deltas=deltas)
+    for row, completion in zip(rows, found, strict=True):
+        with torch.no_grad():
+            kept = [layer.weight.clone() for layer in fast.layers.values()]
+            for name, layer in fast.layers.items():
+                layer.weight += deltas[name][row.task] if deltas else 0
+            expected = transformers_row(exact, PROMPTS[row.prompt], completion.tokens, 1.0)[0]
+            for layer, weight in zip(fast.layers.values(), kept, strict=True):
+                layer.weight.copy_(weight)
+        assert torch.allclose(torch.tensor(completion.logprobs), expected, atol=0.06 if dtype == "bfloat16" else 1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [0.05, 1.0, 5.0])
+def test_the_vocabulary_layer_is_exact_on_sharp_and_flat_distributions(dtype, temperature):
+    """Against float64, on the logits of that type: tokens whose probability is 0 in float32 among them."""
+    generator = torch.Generator().manual_seed(0)
+    states, weight = (torch.randn(n, 16, generator=generator).to(dtype) for n in (40, 3000))
+    states, bias, tokens = (
+        3 * states,
+        torch.randn(3000, generator=generator).to(dtype),
+        torch.randint(3000, (40,), generator=generator),
+    )
+    logits = torch.nn.functional.linear(states, weight, bias).double() / temperature
+    logp = torch.log_softmax(logits, -1)
+    found, entropy = HeadLogprobs.apply(states, weight, bias, tokens, torch.full((40,), temperature))
+    assert torch.allclose(found.double(), logp.gather(-1, tokens[:, None])[:, 0], rtol=1e-5, atol=1e-4)
+    assert torch.allclose(entropy.double(), -(logp.exp() * logp).sum(-1), atol=1e-3) and entropy.min() > -1e-6
 
 
 @pytest.mark.parametrize("scale", [0.1, 0.0], ids=["adapted", "first inner step"])

@@ -255,9 +255,10 @@ def test_the_main_table_is_the_same_twice_and_prints(train, tmp_path):
     assert re.search(r"falcon zero-shot humaneval greedy +62\.5 \[", tables.as_text(one))
     readme = report.readme_table(one)
     assert "| arm | mode | humaneval greedy (n = 4) |" in readme and "| base | zero-shot | 25.0 [" in readme
-    one.write_text("a,b\n1,2\n")
-    with pytest.raises(FalconError, match="is no main table"):
-        tables.as_text(one)
+    for other in (b"a,b\n1,2\n", b"", b"\x89PNG\r\n\x1a\n\xff\x00"):
+        one.write_bytes(other)
+        with pytest.raises(FalconError, match="is no main table"):
+            tables.as_text(one)
 
 
 def test_the_same_samples_are_counted_in_other_ways(train):

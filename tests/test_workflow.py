@@ -17,9 +17,10 @@ import pytest
 from falconlib import graph, notebook, workflow
 from falconlib.config import load_profile
 from falconlib.errors import FalconError
-from falconlib.files import read_json
+from falconlib.files import read_json, write_json
 from falconlib.graph import Node, Workflow, select, steps_of
 from falconlib.notebook import write_pair
+from falconlib.reporting.run import Stage
 
 REPO = Path(__file__).resolve().parents[1]
 GRAPH = (
@@ -522,6 +523,42 @@ def test_prepare_fills_in_parameters_without_running(tmp_path):
         json.loads(prepared.read_text())["cells"][2]["source"]
     )
     assert not (tmp_path / "results/runs/smoke/train").exists()
+    workflow.prepare(flow, select(flow.steps, "grpo", None), lines.append)  # nobody touched it: made again
+    prepared.write_text(prepared.read_text().replace(r"arm = \"grpo\"", r"arm = \"rft\""))
+    with pytest.raises(FalconError, match=r"(?s)grpo-s0.ipynb was changed.*--force"):
+        workflow.prepare(flow, select(flow.steps, "grpo", None), lines.append)
+    assert "rft" in prepared.read_text()
+    workflow.prepare(flow, select(flow.steps, "grpo", None), lines.append, force=True)
+    assert "rft" not in prepared.read_text()
+
+
+def test_cells_run_by_hand_cost_a_finished_stage_nothing_until_they_change_it(run):
+    flow = make(run)
+    step, folder = flow.steps[0], run / "results/runs/smoke/01_a"
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    stage = Stage("01_a", load_profile("smoke"), flow.root, {}, {})
+    stage.note(model="another")
+    assert flow.status(step).state == "up to date" and {p: p.read_bytes() for p in before} == before
+    stage.finish()
+    assert flow.status(step).reasons == ("run by hand, not by this command",)
+
+
+def test_an_attempt_with_other_settings_does_not_say_that_it_resumes(tmp_path):
+    flow = make(tmp_path)
+    step = flow.steps[0]
+    write_json(flow.root / step.key / "attempt.json", {"state": "running", "outputs": {}, **flow.key(step)})
+    assert flow.status(step).reasons == ("interrupted: resumes",)
+    other = make(tmp_path, {"train.steps": 2})
+    assert other.status(step).reasons == ("interrupted with other settings: starts anew", "train.steps: 1 -> 2")
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0, "soon"])
+def test_a_strange_duration_is_unknown(idle, seconds):
+    path = idle.root / idle.steps[0].key / "run.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"wall_s": seconds}))
+    assert idle.seconds(idle.steps[0]) is None
+    path.unlink()
 
 
 # -- what papermill does with parameters and paths, left to itself, and what we do about it

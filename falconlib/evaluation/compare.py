@@ -56,5 +56,7 @@ def by_key(rows: Sequence[Mapping[str, Any]], run: str) -> dict[tuple[str, ...],
             value, low, high = (None if row.get(n) in (None, "") else float(row[n]) for n in ("value", "ci_low", "ci_high"))
         except ValueError as error:
             raise FalconError(f"run {run}, row {' '.join(key)}: {error}", "value, ci_low and ci_high are numbers") from error
+        if not all(v is None or 0 <= v <= 1 for v in (value, low, high)):  # NaN too
+            raise FalconError(f"run {run}, row {' '.join(key)}: {value} [{low}, {high}]", "shares lie in [0, 1]")
         found[key] = (value, low, high)
     return found

@@ -36,10 +36,10 @@ AttentionMaskInterface.register(GROUPED, ALL_MASK_ATTENTION_FUNCTIONS["eager"]) 
 
 @contextmanager
 def lean(policy: Policy) -> Iterator[None]:
-    """Inside the block a Llama on a CPU attends by `grouped_attention` and normalises by torch's own function: the same bits,
-    half the time backward. Other models, and GPUs, have ways of their own."""
+    """Inside the block a Llama on a CPU attends by `grouped_attention` and normalises by torch's own function: the same but for
+    rounding (none in float32's norms), half the time backward. Other models, and GPUs, have ways of their own."""
     model = policy.inner
-    if not isinstance(model, LlamaForCausalLM) or policy.device.type != "cpu":
+    if type(model) is not LlamaForCausalLM or policy.device.type != "cpu":
         yield
         return
     norms, attention = [m for m in model.modules() if isinstance(m, LlamaRMSNorm)], model.config._attn_implementation

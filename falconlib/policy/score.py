@@ -75,13 +75,10 @@ class HeadLogprobs(torch.autograd.Function):
             top, best = p.max(-1, keepdim=True)  # at least 1 / V: its logarithm is exact where the token's own might be of 0
             norm = logits.gather(-1, best) - top.log()  # log sum_v exp(logit_v)
             logprobs[part] = (logits.gather(-1, tokens[part, None]) - norm).squeeze(-1)
-            p = p.to(weight.dtype)
-            mean = p @ weight  # sum_v p_v W_v, which gives the mean logit too: a pass over all words less
-            found = torch.einsum("nh,nh->n", mean.float(), states[part].float())
-            found = found if bias is None else found + (p @ bias).float()
-            entropy[part] = norm.squeeze(-1) - found / temperature[part]
+            entropy[part] = -torch.einsum("nv,nv->n", p, logits.sub_(norm))
             if slope is not None:
-                slope[part] = ((weight.index_select(0, tokens[part]) - mean) / degrees).to(slope.dtype)
+                p = p.to(weight.dtype)
+                slope[part] = ((weight.index_select(0, tokens[part]) - p @ weight) / degrees).to(slope.dtype)
         ctx.save_for_backward(slope)
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
@@ -125,7 +122,7 @@ def shared_states(policy: Policy, prompts, tokens, fast: FastWeights, tasks) -> 
     if policy.seq2seq:
         fast.select(torch.tensor([task for _, task in places], device=policy.device))
         ids, seen = left_pad(encoded, policy)
-        # index_select, here and below: see fast_weights.add_per_row
+        # index_select, here and below: see fast_weights.Adapted
         states = policy.inner.get_encoder()(input_ids=ids, attention_mask=seen).last_hidden_state.index_select(0, source)
         fast.select(tasks)
         decoder = {"attention_mask": seen[source], "decoder_input_ids": decoder_ids(policy, tokens)}

@@ -114,7 +114,10 @@ class Stage:
         self.began = time.perf_counter()
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "manifest.json").unlink(missing_ok=True)
+            proof = self.folder / "manifest.json"
+            self.kept = not handed and proof.is_file() and b'"token": "' in proof.read_bytes()  # cells by hand: a run's proof
+            if not self.kept:  # stays until `finish`
+                proof.unlink(missing_ok=True)
         self.facts = provenance(profile, parameters, handed.get("command") or "by hand")
         self._write_run()
 
@@ -184,6 +187,7 @@ class Stage:
                 hashes[file.relative_to(self.root).as_posix()] = sha256(file)
         self.facts |= {"wall_s": round(time.perf_counter() - self.began, 3), "peak_mb": peak_mb()}
         self.facts |= {"device": device(), "complete": True}
+        self.kept = False
         self._write_run()
         key = self.handed.get("key") or {"parameters": self.parameters}
         manifest = {"stage": self.key, "token": self.handed.get("token"), **key, "read": self.inputs, "outputs": hashes}
@@ -192,7 +196,8 @@ class Stage:
             keep_copy(self.root, self.key)
 
     def _write_run(self) -> None:
-        write_json(self.folder / "run.json", {"stage": self.key, **self.facts})
+        if not self.kept:
+            write_json(self.folder / "run.json", {"stage": self.key, **self.facts})
 
 
 def keep_copy(root: Path, key: str) -> None:

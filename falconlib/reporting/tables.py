@@ -216,8 +216,11 @@ def read_main(path: Path) -> list[dict[str, str]]:
     path = Path(path) / "tables" / "main.csv" if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise FalconError(f"{path} is missing", "give a run folder such as results/runs/quick, made by: falconlib run")
-    with open(path, encoding="utf-8", newline="") as source:
-        rows = list(csv.DictReader(source))
+    try:
+        with open(path, encoding="utf-8", newline="") as source:
+            rows = list(csv.DictReader(source))
+    except (UnicodeDecodeError, csv.Error):
+        rows = []
     if not rows or set(NEEDED) - set(rows[0]):
         raise FalconError(f"{path} is no main table with the columns {', '.join(NEEDED)}", "falconlib run --only 07")
     return rows
