@@ -485,6 +485,8 @@ def test_a_mistyped_file_is_missing_and_its_neighbour_is_named(tmp_path, monkeyp
 
 
 def test_unknown_names():
+    with pytest.raises(FalconError, match="unknown task set ''"):
+        load_tasks("")  # not every file of this folder
     with pytest.raises(FalconError, match=r"unknown task set 'basic'.*") as error:
         load_tasks("basic")
     assert error.value.remedy == "use 'basics'"

@@ -51,7 +51,7 @@ def load_tasks(name: str, split: str | None = None, limit: int = 0, seed: int = 
         tasks = jsonl.load(find(*FILES[name]), name)
     elif name in TASK_SETS:
         tasks = import_module(f"falconlib.tasks.{name}").load()
-    elif Path(name).exists():
+    elif name and Path(name).exists():  # "" would be this folder
         tasks = jsonl.load(Path(name), Path(name).name.split(".")[0])
     elif Path(name).suffix or "/" in name:
         raise missing(Path(name))
