@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,7 +186,7 @@ class Workflow:
         config = {name: _plain(value) for name, (_, value) in leaves(self.profile).items()}
         if not step.node.needs:
             config = {name: value for name, value in config.items() if name not in ("arms", "seeds", "ablations")}
-            own = (step.arm, str(step.arm).split("-")[0])  # the rate of another arm is no concern of this one
+            own = (step.arm, re.split("[-+]", str(step.arm))[0])  # the rate of another arm is no concern of this one
             config["rates"] = [rate for rate in config["rates"] if rate.split("=")[0] in own]
         cell = {"arm": step.arm, "seed": step.seed} if step.arm is not None else {}
         inputs = {need: self.outputs_hash(need) for need in step.needs}

@@ -42,17 +42,22 @@ def test_every_configuration_is_tried_once_on_validation_tasks(tried, tmp_path):
     assert rows[:2] == first and len(rows) == len(tried.runs) == 6, "what stands in the log is not run again"
     assert set(tried.splits) == {(profile.tasks.train, "validation")}
     assert {(rates, adapter) for _, _, rates, adapter in tried.runs} == {((), "sft-s0")}, "the grid, not an earlier choice"
+    assert len(rows[1].pop("settings")) == 16 and len({row["settings"] for row in rows[2:]}) == 3, "of three rates"
     assert rows[1] == {
         **{"arm": "grpo", "lr": 1e-4, "seed": 0, "steps": profile.train.steps, "metric": "greedy", "value": 0.75},
         **{"sets": {"basics": 0.75}, "n": 4, "trained_tokens": 7},
     }
     assert search.best(rows) == {"grpo": 1e-4, "rltf": 1e-4}, "of equal rates the smaller"
+    with pytest.raises(FalconError, match=r"search.jsonl holds grpo at 3e-05 with other settings"):
+        search.search(load_profile("smoke", {"eval.samples": 0, "inner.alpha": 0.3}), tmp_path, ["grpo"], [3e-5])
+    assert len(tried.runs) == 6
 
 
 def test_a_chosen_rate_is_that_of_its_arm_alone():
     profile = load_profile("smoke", {"rates": ["grpo=5e-4"]})
     assert configure(profile, "grpo", 0).train.lr == 5e-4
     assert configure(profile, "falcon", 0).train.lr == profile.train.lr != 5e-4
+    assert [configure(profile, arm, 0).train.lr for arm in ("grpo+sl", "grpo+knn", "grpo-time")] == [5e-4] * 3
     both = load_profile("smoke", {"rates": ["falcon=5e-4", "falcon-stm=2e-4"]})
     assert [configure(both, arm, 0).train.lr for arm in ("falcon-ltm", "falcon-stm", "rltf")] == [5e-4, 2e-4, both.train.lr]
 
