@@ -255,6 +255,11 @@ class Profile:
     rates: tuple[str, ...] = ()  # [ours] one rate for all, until a search says otherwise
 
 
+def family(arm: str) -> str:
+    """Whose learning rate an arm takes that has none of its own: falcon-ltm falcon's, grpo+sl grpo's."""
+    return re.split("[-+]", arm)[0]
+
+
 def profiles_dir() -> Path:
     """Folder of the profile files: notebooks/profiles of this repository."""
     return Path(__file__).resolve().parent.parent / "notebooks" / "profiles"

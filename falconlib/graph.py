@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from falconlib.config import Profile, load_profile
+from falconlib.config import Profile, family, load_profile
 from falconlib.doctor import require
 from falconlib.errors import FalconError, did_you_mean, shown
 from falconlib.files import read_json, sha256, sha256_of
@@ -28,7 +27,6 @@ from falconlib.typed import leaves
 WITHOUT = ("graph.py", "workflow.py", "notebook.py", "cli.py", "commands.py", "__main__.py", "doctor.py")
 
 # of a key, what each may differ in, in words
-RESUMES = "interrupted: resumes"
 SECTIONS = {"parameters": "{}: {} -> {}", "inputs": "what {} wrote changed", "falconlib": "{} changed", "data": "{} changed"}
 
 
@@ -186,7 +184,7 @@ class Workflow:
         config = {name: _plain(value) for name, (_, value) in leaves(self.profile).items()}
         if not step.node.needs:
             config = {name: value for name, value in config.items() if name not in ("arms", "seeds", "ablations")}
-            own = (step.arm, re.split("[-+]", str(step.arm))[0])  # the rate of another arm is no concern of this one
+            own = (step.arm, family(str(step.arm)))  # the rate of another arm is no concern of this one
             config["rates"] = [rate for rate in config["rates"] if rate.split("=")[0] in own]
         cell = {"arm": step.arm, "seed": step.seed} if step.arm is not None else {}
         inputs = {need: self.outputs_hash(need) for need in step.needs}
@@ -212,7 +210,8 @@ class Workflow:
             if attempt.get("state") != "running":
                 return Status("missing", ("its manifest is gone" if attempt else "never run",))
             changed = differences(attempt, self.key(step))
-            return Status("missing", ("interrupted with other settings: starts anew", *changed) if changed else (RESUMES,))
+            why = ("interrupted with other settings: starts anew", *changed) if changed else ("interrupted: resumes",)
+            return Status("missing", why)
         if not manifest.get("token"):
             return Status("stale", ("run by hand, not by this command",))
         reasons = differences(manifest, self.key(step)) + self.broken_outputs(step, manifest)

@@ -174,7 +174,7 @@ def unproven(workflow: Workflow, step: Step, token: str) -> str:
 def explain(failure: dict[str, str], folder: Path) -> str:
     """The failure of a child in words."""
     died = "its kernel died, probably out of memory"
-    died += ": try a smaller train.micro_tokens or tasks.eval_limit" if "train" in folder.parts else ""
+    died += ": try a smaller train.micro_tokens or tasks.eval_limit" if folder.parent.name == "train" else ""
     return f"{died if failure['name'] == DEAD else failure['name'] + ': ' + failure['message']}; log: {folder / 'log.txt'}"
 
 

@@ -34,7 +34,7 @@ class Adapted(torch.autograd.Function):
     def forward(ctx, x, weight, a, b, delta, thin, rows, scale, folded, fast):
         moved = thin[2] is not None
         out = F.linear(x, weight)
-        low = F.linear(x, thin[0]) if moved or not folded or ctx.needs_input_grad[3] or ctx.needs_input_grad[4] else None
+        low = F.linear(x, thin[0]) if moved or not folded or ctx.needs_input_grad[2] or ctx.needs_input_grad[4] else None
         if not folded:  # in place: a product of its own and a sum take 3 times as long in bfloat16
             out.view(-1, len(weight)).addmm_(low.flatten(0, -2), thin[1].T, alpha=scale)
         if moved:  # index_select, here and below: the backward of delta[rows] adds with atomics, and last bits would differ

@@ -6,7 +6,6 @@ sampler, sandbox, seeds, group size, optimizer, and the counters of its budget (
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from falconlib import config
@@ -25,6 +24,6 @@ def configure(profile: Profile, arm: str, seed: int) -> Profile:
     if arm not in SETTINGS:
         raise did_you_mean("arm", arm, SETTINGS)
     rates = dict(text.split("=") for text in profile.rates)
-    rate = rates.get(arm) or rates.get(re.split("[-+]", arm)[0], str(profile.train.lr))  # falcon-ltm: falcon's, grpo+sl: grpo's
+    rate = rates.get(arm) or rates.get(config.family(arm), str(profile.train.lr))
     settings = {"train.arm": arm, "train.seed": seed, "train.lr": float(rate), **(SETTINGS[arm][1] or {})}
     return config.override(profile, settings)
