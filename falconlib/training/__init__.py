@@ -23,7 +23,7 @@ tags: [lora, code, falcon]
 
 A LoRA adapter of {name}, made by `falconlib` (profile {p.name}, seed {p.train.seed}). The arm: {what}.
 Results: its run's report. FOLDER is this folder:
-`falconlib eval --model {name} --adapter FOLDER --tasks humaneval`, or
+`falconlib eval --profile {p.name} --model {name} --adapter FOLDER --tasks humaneval`, or
 
 ```python
 from falconlib.config import ModelConfig
