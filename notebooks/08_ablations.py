@@ -227,8 +227,10 @@ if points:
     alt = "Share of problems solved against the sampling temperature, one line per benchmark"
     display(Image(filename=str(stage.path("figures/temperature.png")), metadata={"alt": alt}, width=760))
 else:
-    folder = os.path.relpath(stage.root / "ablations/temperature/0.2", REPO)
-    one = f"falconlib eval --profile {profile} --samples 8 --set eval.temperature=0.2 --out {folder}"
+    trained = [base / f"train/{full}-s{seeds[0]}/adapter" for base in (stage.root, logs.parent)]
+    adapter = next((place for place in trained if place.is_dir()), trained[0])
+    adapter, folder = (os.path.relpath(place, REPO) for place in (adapter, stage.root / "ablations/temperature/0.2"))
+    one = f"falconlib eval --profile {profile} --adapter {adapter} --samples 8 --set eval.temperature=0.2 --out {folder}"
     print(f"No samples at other temperatures are here. Per temperature: {one}")
 
 # %% [markdown]

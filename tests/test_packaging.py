@@ -206,7 +206,7 @@ def test_the_commands_of_the_first_hour_can_be_given():
         parse_settings(getattr(options, "set", []))
         known = [value for value in vars(options).values() if isinstance(value, Path) and "runs" not in value.parts]
         assert all((REPO / value).exists() for value in known if not value.name.startswith("my_")), line
-    assert len(lines) == 8
+    assert len(lines) == 9
 
 
 def test_the_results_in_the_readme_are_those_of_the_committed_runs():
