@@ -391,6 +391,23 @@ def test_the_report_is_one_page_that_fetches_nothing(tmp_path):
         report.write_report(stage.root, "t", [report.Section("x", "y", (report.Figure("figures/none", "a", "b"),))])
 
 
+def test_the_report_names_the_commits_of_training_and_of_the_tables(tmp_path):
+    stage = begin(tmp_path)
+    stage.finish()
+    tables_of = {"command": "falconlib run --only 07", "git": {"commit": "b" * 40, "dirty": True}}
+    write_json(stage.folder / "run.json", read_json(stage.folder / "run.json") | tables_of)
+    facts = read_json(stage.folder / "run.json") | {"command": "falconlib run", "git": {"commit": "a" * 40, "dirty": False}}
+    write_json(stage.root / "train/grpo-s0/run.json", facts)
+    text = report.provenance(stage.root).text
+    assert f"* Training: `falconlib run` at commit {'a' * 12}\n" in text
+    assert f"* Tables and figures: `falconlib run --only 07` at commit {'b' * 12} with uncommitted changes\n" in text
+    for folder, git in ((stage.folder, facts["git"]), (stage.root / "train/grpo-s0", {"commit": None, "dirty": None})):
+        write_json(folder / "run.json", facts | {"git": git})
+    assert "at commit unknown\n" in report.provenance(stage.root).text
+    write_json(stage.root / "train/grpo-s0/run.json", facts)
+    assert f"* Tables and figures and training: `falconlib run` at commit {'a' * 12}\n" in report.provenance(stage.root).text
+
+
 def paired(comparison, difference, low, high, p, metric="pass@1", benchmark="humaneval", **more):
     row = {"comparison": comparison, "benchmark": benchmark, "metric": metric, "difference": difference}
     return row | {"ci_low": low, "ci_high": high, "p_holm": p, "n": 48, **more}

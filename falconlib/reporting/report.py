@@ -77,16 +77,18 @@ def html(text: str, title: str, root: Path) -> str:
 
 
 def provenance(root: Path) -> Section:
-    """How the results were made: command, commit, machine, versions, and the wall time of each stage, from run.json."""
+    """How the results were made: commands and commits of training and tables, machine, versions, seconds of each stage."""
     runs = {path.parent.relative_to(root).as_posix(): read_json(path) for path in sorted(root.rglob("run.json"))}
     if not runs:
         raise FalconError(f"{root} holds no run.json", "falconlib run")
     facts = list(runs.values())[-1]
-    commit = facts["git"]["commit"]
-    dirty = " with uncommitted changes" if facts["git"]["dirty"] else ""
+    made: dict[str, set[str]] = {}  # a study's tables may be younger than its training
+    for key, run in runs.items():
+        state = "with uncommitted changes" if run["git"]["dirty"] else ""
+        text = f"`{run['command']}` at commit {(run['git']['commit'] or 'unknown')[:12]} {state}".strip()
+        made.setdefault(text, set()).add("training" if "train/" in key else "tables and figures")
     lines = [
-        f"* Command: `{facts['command']}`",
-        f"* Commit: {commit[:12] + dirty if commit else 'unknown'}",
+        *(f"* {' and '.join(sorted(kinds)).capitalize()}: {text}" for text, kinds in made.items()),
         f"* Machine: {facts['platform']}; {', '.join(dict.fromkeys(run['device'] for run in runs.values()))}",
         f"* Python {facts['python']}, "
         + ", ".join(f"{name} {facts['packages'].get(name, '-')}" for name in ("torch", "transformers")),
