@@ -114,6 +114,10 @@ shared = ("benchmarks", "decoding", "limits", "judge", "estimator", "interval")
 for name, card in cards.items():
     odd = [field for field in shared if card[field] != cards[first][field]]
     assert not odd, f"{name} was evaluated with other {', '.join(odd)} than {first}: run its stage again"
+for file in sorted(train.parent.glob("modes/*/card.json")):  # sampled after training, without a judge
+    for mode, card in read_json(stage.find(file.relative_to(train.parent).as_posix())).items():
+        odd = [field for field in shared if field != "judge" and card[field] != cards[first][field]]
+        assert not odd, f"{mode} of {file.parent.name} was evaluated with other {', '.join(odd)} than {first}: sample it again"
 print("arms and seeds:", ", ".join(cards))
 if stage.from_reference:
     print(f"These runs were not made here: they are the committed reference results of profile {train.parent.name}.")
@@ -130,10 +134,12 @@ print(card_text(cards[first] | whole))
 # %% [markdown]
 # ## The main table
 #
-# Percent of problems solved, with 95 % intervals. `zero-shot` and `+LTM` (retrieved text in the prompt) are different modes and
-# stay apart. The CSV also holds every seed's value and what each arm cost: sampled completions, executed programs, trained
-# tokens, seconds, configurations tried; and two further ways to count the same samples: MBPP on the two asserts that the prompt
-# does not show, and each benchmark without the problems whose nearest training task (01) has a cosine above 0.9.
+# Percent of problems solved, with 95 % intervals. `zero-shot`, `+LTM` (retrieved text in the prompt) and the modes that adapt
+# or choose at test time (`falconlib eval --mode`) are different questions and stay apart; `seeds` says how many trained runs a
+# row holds, and an interval of one seed knows nothing of other seeds. The CSV also holds every seed's value and what each arm
+# cost: sampled completions, executed programs, trained tokens, seconds, configurations tried; and two further ways to count the
+# same samples: MBPP on the two asserts that the prompt does not show, and each benchmark without the problems whose nearest
+# training task (01) has a cosine above 0.9.
 
 # %%
 main = main_table(train, draws=stage.profile.eval.bootstrap)
@@ -162,7 +168,8 @@ display(Image(filename=str(stage.path("figures/pass_at_k.png")), metadata={"alt"
 # left out of every rate, never counted as a failure.
 
 # %%
-samples = {(arm, mode): found for arm, folders in runs.items() for mode, found in mode_samples(folders).items()}
+by_seed = {(arm, mode): own for arm, folders in runs.items() for mode, own in mode_samples(folders).items()}
+samples = {key: list(own.values()) for key, own in by_seed.items()}
 rows = [(*key, s.benchmark, s.status, s.error_class) for key, found in samples.items() for run in found for s in run]
 ends = pd.DataFrame(rows, columns=["arm", "mode", "benchmark", "status", "error_class"])
 outcomes = ends.groupby(["arm", "mode", "benchmark"], sort=False)["status"].value_counts().unstack(fill_value=0)
@@ -241,18 +248,20 @@ for title, which in groups.items():
 #
 # ## Paired differences
 #
-# Every arm against the untrained model, FALCON against every other arm (the paper's claim), and `+LTM` against the same arm
-# without. All met the same problems, so the difference is taken problem by problem, in percentage points. Its 95 % interval:
-# one seed of greedy programs has plain outcomes, solved or not, which get Tango's score interval (Wilson's for pairs); several
-# samples or seeds get the bootstrap (seeds, then problems). Many comparisons are made at once: p is adjusted for that (Holm).
+# Every arm against the untrained model, FALCON against every other arm (the paper's claim), and each mode against the same arm
+# and the same seeds zero-shot. All met the same problems, so the difference is taken problem by problem, in percentage points.
+# Its 95 % interval: one seed of greedy programs has plain outcomes, solved or not, which get Tango's score interval (Wilson's
+# for pairs); several samples or seeds get the bootstrap (seeds, then problems). Many comparisons are made at once: p is adjusted
+# for that (Holm).
 
 # %%
 pairs = {f"{arm} - {before}": (samples[arm, "zero-shot"], samples[before, "zero-shot"]) for arm in runs if arm != before}
 for arm in [a for a in runs if "falcon" in runs and a not in (before, "falcon")]:
     pairs[f"falcon - {arm}"] = (samples["falcon", "zero-shot"], samples[arm, "zero-shot"])
-for arm, mode in samples:
-    if mode != "zero-shot":
-        pairs[f"{arm} {mode} - {arm}"] = (samples[arm, mode], samples[arm, "zero-shot"])
+for (arm, mode), own in by_seed.items():
+    if mode != "zero-shot":  # against the same seeds: a mode may have been sampled for some of them only
+        some = "" if own.keys() == by_seed[arm, "zero-shot"].keys() else f" (seed {', '.join(map(str, own))})"
+        pairs[f"{arm} {mode} - {arm}{some}"] = (samples[arm, mode], [by_seed[arm, "zero-shot"][seed] for seed in own])
 paired = pass_differences(pairs, draws=stage.profile.eval.bootstrap)
 stage.save_table(paired, "tables/paired")
 shown = paired[paired["metric"] == metric]

@@ -275,7 +275,7 @@ print("figures:", ", ".join(name for name, figure in found.items() if figure), "
 # %%
 costs = main[["arm", "seeds", "completions", "trained_tokens", "wall_s", "configs_tried"]].drop_duplicates("arm")
 solved, points = "Percent of problems solved", "Percentage points with 95 % intervals"
-paid = "Cost of an arm, the mean of its seeds (tokens without its SFT start; seconds with its evaluation in every mode)"
+paid = "Cost of an arm, the mean of its seeds (tokens without its SFT start; seconds with the evaluation of its own stage)"
 from_here = "" if not stage.from_reference else "* Not made by this run, read from the committed results: "
 from_here += ", ".join(f"`{name}`" for name in dict.fromkeys(stage.from_reference) if name.startswith(("tables", "figures")))
 contrasts = readable(tables["contrasts"]).replace({"difference, points": {"": "not run"}})

@@ -14,6 +14,7 @@ from falconlib.evaluation import solve as solver
 from falconlib.evaluation.evaluate import COLUMNS, run_eval
 from falconlib.evaluation.score import Sample
 from falconlib.evaluation.solve import rank, solve, task_of, verdict_lines
+from falconlib.files import sha256
 from falconlib.memory import HashedTfidf, LongTermMemory
 from falconlib.records import INFRA_ERROR
 from falconlib.tasks import load_tasks
@@ -238,6 +239,21 @@ def test_reinforcement_learning_asks_for_its_warm_start_and_writes_nothing(capsy
     code, out, err = call(capsys, "train", "--arm", "grpo", "--profile", "smoke")
     assert code == 2 and out == "" and "starts from the SFT adapter" in err and not list(tmp_path.iterdir())
     assert "falconlib train --arm sft --profile smoke --seed 0 first" in err
+
+
+def test_a_card_names_the_adapter_without_its_place_and_keeps_other_modes(tmp_path):
+    from falconlib.config import LoraConfig, ModelConfig, load_profile
+    from falconlib.policy.models import load_policy
+
+    adapter = tmp_path / "train" / "grpo-s0" / "adapter"
+    load_policy(ModelConfig(name="tiny"), LoraConfig(r=4)).model.save_pretrained(adapter)
+    profile = config.override(load_profile("smoke"), {"tasks.benchmarks": ["humaneval"], "tasks.eval_limit": 1})
+    for mode in ("zero-shot", "best-of-k"):
+        run_eval(profile, adapter, [mode], out=tmp_path / "modes", progress=False)
+    cards = json.loads((tmp_path / "modes" / "card.json").read_text())
+    assert list(cards) == ["best-of-K", "zero-shot"] and str(tmp_path) not in json.dumps(cards)
+    weights = sha256(adapter / "adapter_model.safetensors")[:16]
+    assert all(card["model"].endswith(f" with grpo-s0/adapter ({weights})") for card in cards.values())
 
 
 def test_training_says_where_its_results_are(capsys, monkeypatch, tmp_path):

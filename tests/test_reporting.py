@@ -254,7 +254,7 @@ def test_the_main_table_is_the_same_twice_and_prints(train, tmp_path):
     assert one.read_bytes() == two.read_bytes()
     assert re.search(r"falcon zero-shot humaneval greedy +62\.5 \[", tables.as_text(one))
     readme = report.readme_table(one)
-    assert "| arm | mode | humaneval greedy (n = 4) |" in readme and "| base | zero-shot | 25.0 [" in readme
+    assert "| arm | mode | seeds | humaneval greedy (n = 4) |" in readme and "| base | zero-shot | 1 | 25.0 [" in readme
     for other in (b"a,b\n1,2\n", b"", b"\x89PNG\r\n\x1a\n\xff\x00"):
         one.write_bytes(other)
         with pytest.raises(FalconError, match="is no main table"):
@@ -272,6 +272,9 @@ def test_the_same_samples_are_counted_in_other_ways(train):
     frame = tables.main_table(train, draws=200)
     rows = frame.set_index(["benchmark", "mode", "arm"])
     assert rows.loc[("mbpp", "+STM adapt", "falcon"), ["value", "seeds", "n"]].tolist() == [0.25, 1, 4]
+    assert rows.loc[("humaneval", "+LTM", "falcon"), "seeds"] == 2 and "seeds" in tables.summary(frame), "readers see which"
+    modes = tables.mode_samples(tables.training_runs(train)["falcon"])
+    assert {mode: list(own) for mode, own in modes.items()} == {"zero-shot": [0, 1], "+LTM": [0, 1], "+STM adapt": [0]}
     assert rows.loc[("mbpp" + tables.HIDDEN, "+STM adapt", "falcon"), ["value", "n"]].tolist() == [0.5, 4]
     assert rows.loc[("humaneval" + tables.FAR, "zero-shot", "base"), ["value", "n"]].tolist() == [0.0, 3], "only above 0.9"
     assert "mbpp" + tables.FAR not in set(frame["benchmark"]), "nothing of it was left out"
@@ -287,7 +290,7 @@ def test_the_committed_tables_rebuild_from_the_committed_samples_byte_for_byte()
         shown = again[text.split("\n", 1)[0].split(",")]  # columns came later that older tables lack
         assert shown.to_csv(index=False, lineterminator="\n") == text, folder.name
         found = tables.training_runs(folder / "train")
-        runs = {arm: tables.mode_samples(own).get("zero-shot", []) for arm, own in found.items()}
+        runs = {arm: [*tables.mode_samples(own)["zero-shot"].values()] for arm, own in found.items()}
         contrasts = (folder / "tables/contrasts.csv").read_text()
         assert planned_contrasts(runs).to_csv(index=False, lineterminator="\n") == contrasts, folder.name
 
@@ -492,13 +495,22 @@ def test_publishing_takes_complete_runs_only(train, tmp_path, monkeypatch):
     for arm in ("grpo", "falcon", "rft"):  # the table does not hold rft: grpo is the best baseline
         write_text(root / f"train/{arm}-s0/adapter/adapter_model.safetensors", "3 MB")
         write_text(root / f"train/{arm}-s0/memory.sqlite", "3 MB")
-    for kept in ("search/search.jsonl", "ablations/train/falcon-ai-s0/card.json", "gone.txt"):
+    old = ["search/search.jsonl", "search/hypotheses/a/search.jsonl", "ablations/train/falcon-ai-s0/card.json", "gone.txt"]
+    old += [f"modes/{run}/card.json" for run in ("falcon-s0", "grpo-s0", "falcon-s7")]
+    for kept in old:
         write_text(tmp_path / "reference/smoke" / kept, "{}")
+    write_text(root / "search/search.jsonl", "new")
+    write_text(root / "modes/falcon-s1/card.json", "new")
+    same = (root / "train/falcon-s0/samples.jsonl.gz").read_bytes()
+    for arm, samples in (("falcon", same), ("grpo", b"of other weights")):
+        files.write_bytes(tmp_path / f"reference/smoke/train/{arm}-s0/samples.jsonl.gz", samples)
     write_text(root / "ablations/temperature/0.2/card.json", "{}")
     target = report.publish("smoke", tmp_path / "reference")
     assert (target / "tables/main.csv").is_file() and not (target / "train/grpo-s0/checkpoints").exists()
     assert (target / "train/falcon-s0/adapter/adapter_model.safetensors").is_file() and not (target / "gone.txt").exists()
     assert (target / "train/falcon-s0/memory.sqlite").is_file() and not list((target / "train/rft-s0").glob("[am][de]*"))
     assert (target / "train/grpo-s0/adapter/adapter_model.safetensors").is_file()
-    assert (target / "search/search.jsonl").is_file(), "logs of runs of their own stay"
+    assert (target / "search/hypotheses/a/search.jsonl").is_file(), "logs of runs of their own stay"
+    assert (target / "search/search.jsonl").read_text() == "new"
+    assert {p.name for p in (target / "modes").iterdir()} == {"falcon-s0", "falcon-s1"}, "modes of the runs that are published"
     assert {p.name for p in (target / "ablations").iterdir()} == {"train", "temperature"}

@@ -17,7 +17,7 @@ from falconlib.config import Profile
 from falconlib.errors import FalconError, did_you_mean
 from falconlib.evaluation import modes
 from falconlib.evaluation.score import FILES, Sample, evaluation_card, save_samples, score_samples, summarise
-from falconlib.files import write_json
+from falconlib.files import read_json, sha256, write_json
 from falconlib.judge import Judge
 from falconlib.memory.long_term import LongTermMemory
 from falconlib.policy.fast_weights import Deltas
@@ -137,7 +137,7 @@ def run_eval(
     Args:
         profile: model, task sets (`tasks.benchmarks`, their test splits), sizes and limits. adapter: folder of LoRA adapters.
         modes: of FILES, or as in MODES. memory: long-term memory of the modes with LTM, read-only.
-        out: folder for samples*.jsonl.gz and card.json; None writes nothing.
+        out: folder for samples*.jsonl.gz and card.json, which keeps its other modes; None writes nothing.
 
     Returns:
         The table; `attrs["cards"]` has the evaluation card of each mode, `attrs["notes"]` what the table does not show.
@@ -166,16 +166,25 @@ def run_eval(
             notes += unjudged(mode, tasks, found)
             cards[mode] = evaluation_card(
                 everything, profile.eval, profile.sandbox,
-                model=f"{policy.name} ({policy.fingerprint})" + (f" with {adapter}" if adapter else ""),
+                model=f"{policy.name} ({policy.fingerprint})" + named(adapter),
                 mode=mode, seeds=[seed], layers=sandbox.layers, memory=content_hash(recalled), ks=ks,
             )  # fmt: skip
             if out is not None:
                 save_samples(Path(out) / FILES[mode], found)
     if out is not None:
-        write_json(Path(out) / "card.json", cards)
+        known = Path(out) / "card.json"  # of modes that were sampled into this folder before
+        write_json(known, (read_json(known) if known.is_file() else {}) | cards)
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table.attrs |= {"cards": cards, "notes": notes}
     return table
+
+
+def named(adapter: Path | None) -> str:
+    """ " with falcon-s0/adapter (hash of its weights)", for a card: where it lay on this machine helps nobody. "" without one."""
+    if adapter is None:
+        return ""
+    hashes = [sha256(file)[:16] for file in sorted(adapter.glob("adapter_model.*"))]
+    return f" with {'/'.join(adapter.resolve().parts[-2:])} ({', '.join(hashes)})"
 
 
 def unjudged(mode: str, benchmarks: Sequence[str], samples: Sequence[Sample]) -> list[str]:

@@ -140,7 +140,7 @@ def publish(profile: str, reference: Path = REPO / "results" / "reference") -> P
 
     Copies all but checkpoints, logs and locks; adapters and memories of WHOLE and of the baseline with the highest mean alone.
     The old reference goes only when the new one lies beside it. The committed logs of runs of their own (ablations/, search/)
-    stay.
+    stay, and those of modes/ whose trained run is still the same.
     Raises FalconError when a stage has no manifest.
     """
 
@@ -160,9 +160,13 @@ def publish(profile: str, reference: Path = REPO / "results" / "reference") -> P
     with disk_errors(target):
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.copytree(root, fresh, ignore=left_out)
-        for kept in [*target.glob("ablations/*"), *target.glob("search")]:
-            if not (place := fresh / kept.relative_to(target)).is_dir():
-                shutil.copytree(kept, place)
+        for kept in [path for name in ("ablations", "search", "modes") for path in target.glob(f"{name}/*")]:
+            runs = [base / "train" / kept.name / "samples.jsonl.gz" for base in (target, fresh)]
+            other = len({run.read_bytes() if run.is_file() else run for run in runs}) > 1  # or none at all
+            if (place := fresh / kept.relative_to(target)).exists() or (kept.parent.name == "modes" and other):
+                continue
+            place.parent.mkdir(exist_ok=True)
+            (shutil.copytree if kept.is_dir() else shutil.copyfile)(kept, place)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(fresh, target)
     return target

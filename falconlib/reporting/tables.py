@@ -44,16 +44,16 @@ def training_runs(train: Path) -> dict[str, list[Path]]:
     return {arm: [folder for _, folder in sorted(found[arm])] for arm in order}
 
 
-def mode_samples(folders: Sequence[Path]) -> dict[str, list[list[Sample]]]:
-    """mode -> the samples of each seed; modes that were sampled after training lie in modes/ beside train/."""
+def mode_samples(folders: Sequence[Path]) -> dict[str, dict[int, list[Sample]]]:
+    """mode -> seed -> its samples; modes that were sampled after training lie in modes/ beside train/, maybe of some seeds."""
     from falconlib.evaluation.score import FILES, load_samples
 
-    found = {}
+    found: dict[str, dict[int, list[Sample]]] = {}
     for mode, name in FILES.items():
-        places = [[f / name, f.parent.parent / "modes" / f.name / name] for f in folders]
-        files = [next((p for p in own if p.is_file()), None) for own in places]
-        found[mode] = [load_samples(file) for file in files if file is not None]
-    return {mode: runs for mode, runs in found.items() if runs}
+        for f in folders:
+            for file in [p for p in (f / name, f.parent.parent / "modes" / f.name / name) if p.is_file()][:1]:
+                found.setdefault(mode, {})[int(f.name.rpartition("-s")[2])] = load_samples(file)
+    return found
 
 
 def main_table(train: Path, draws: int = 10000, seed: int = 0) -> pd.DataFrame:
@@ -73,7 +73,7 @@ def main_table(train: Path, draws: int = 10000, seed: int = 0) -> pd.DataFrame:
     for arm, folders in training_runs(train).items():
         cost = costs(folders)
         for mode, runs in mode_samples(folders).items():
-            for row in summarise([[*run, *views(run, close)] for run in runs], draws=draws, seed=seed):
+            for row in summarise([[*run, *views(run, close)] for run in runs.values()], draws=draws, seed=seed):
                 rows.append({**row, "mode": mode, "arm": arm, **cost})
     frame = pd.DataFrame(rows, columns=MAIN)
     names = list(dict.fromkeys(frame["benchmark"]))
@@ -179,7 +179,7 @@ def span(ends: Sequence[Any], sign: str = "") -> str:
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
     """A table of shares or differences for readers: percent and percentage points with their 95 % intervals, p after Holm, the
-    detectable difference, n. The CSV keeps all columns."""
+    detectable difference, n, seeds. The CSV keeps all columns."""
     found = frame[[n for n in ("comparison", "arm", "mode", "benchmark", "metric") if n in frame]].copy()
     lower, upper = ("difference_low", "difference_high") if "difference_low" in frame else ("ci_low", "ci_high")
     places = {"solved, %": ("value", "ci_low", "ci_high", ""), "difference, points": ("difference", lower, upper, "+")}
@@ -190,7 +190,7 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
         found["p (Holm)"] = ["" if pd.isna(p) else f"{p:.3f}" for p in frame["p_holm"]]
     if "detectable" in frame:
         found["detectable, points"] = ["" if pd.isna(size) else f"{100 * size:.1f}" for size in frame["detectable"]]
-    return found.assign(n=frame["n"].astype("Int64"))
+    return found.assign(n=frame["n"].astype("Int64"), **({"seeds": frame["seeds"]} if "seeds" in frame else {}))
 
 
 def across(frame: pd.DataFrame, rows: list[str], cell: str) -> pd.DataFrame:
@@ -208,7 +208,7 @@ def differences_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """The main table for readers: one row per arm and mode, one column per benchmark and metric, percent with interval."""
-    return across(plain(frame), ["arm", "mode"], "solved, %")
+    return across(plain(frame), ["arm", "mode", "seeds"], "solved, %")
 
 
 def read_main(path: Path) -> list[dict[str, str]]:
