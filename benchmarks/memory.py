@@ -27,8 +27,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from falconlib.memory import LongTermMemory, PolicyStates
-from falconlib.memory.embed import unit
+from falconlib.memory import LongTermMemory
+from falconlib.memory.embed import PolicyStates, unit
 from falconlib.memory.long_term import KEPT
 from falconlib.memory.store import EPISODE_COLUMNS
 from falconlib.records import Episode, Feedback, Task

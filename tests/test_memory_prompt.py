@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 from test_memory import TASKS, episode, make_task
 
-from falconlib.memory import LongTermMemory, Neighbour, Recall, ShortTermMemory
+from falconlib.memory import LongTermMemory, ShortTermMemory
 from falconlib.memory.embed import HashedTfidf
+from falconlib.memory.recall import Neighbour, Recall
 from falconlib.rollout import Conductor
 
 EVEN, ODD = TASKS[0], replace(TASKS[1], gold="def odd_sum(values):\n    return sum(v for v in values if v % 2)\n")

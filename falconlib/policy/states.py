@@ -14,8 +14,8 @@ import numpy as np
 
 from falconlib.config import ModelConfig
 from falconlib.errors import FalconError
-from falconlib.memory import LongTermMemory, PolicyStates, get_embedder
-from falconlib.memory.embed import Embedder
+from falconlib.memory import LongTermMemory, get_embedder
+from falconlib.memory.embed import Embedder, PolicyStates
 from falconlib.policy.models import load_policy
 
 # [ours] of many kinds, and fixed: a mean over the memory's own tasks would make stored vectors stale with every new one
