@@ -59,7 +59,9 @@ GRAPH: tuple[Node, ...] = (
     Node("05_short_term_memory_and_inner_loop", writes=_figure("inner_loop")),
     Node("06_train", writes=("{stage}/samples.jsonl.gz",), grid=True),
     Node(
-        "07_benchmarks", needs=("01_tasks", "06_train"), writes=("tables/main.csv", "tables/contrasts.csv", *_figure("pass_at_k"))
+        "07_benchmarks",
+        needs=("01_tasks", "06_train"),
+        writes=("tables/main.csv", "tables/contrasts.csv", *_figure("solved"), *_figure("budget")),
     ),
     Node("08_ablations", needs=("06_train",), writes=("tables/ablations.csv", *_figure("ablations"))),
     Node("09_preferences", needs=("06_train",), writes=("tables/preferences.csv",), data=("data/preferences/",)),

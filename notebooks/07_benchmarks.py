@@ -21,7 +21,8 @@
 # **Question.** Which arms solve more held-out problems than the untrained model, and is any difference larger than chance?
 #
 # **Reads** `train/<arm>-s<seed>/`: scored samples, cards, metrics (from 06). **Writes** `tables/main.csv`, `tables/paired.csv`,
-# `tables/contrasts.csv`, `tables/outcomes.csv`, `tables/errors.csv`, `figures/pass_at_k`, `figures/paired`, `figures/learning`.
+# `tables/contrasts.csv`, `tables/outcomes.csv`, `tables/errors.csv`, `figures/solved`, `figures/pass_at_k`, `figures/budget`,
+# `figures/paired`, `figures/learning`.
 #
 # **Run time**: seconds on CPU with any profile; no GPU, no model. It reads files only.
 
@@ -44,7 +45,7 @@ import pandas as pd
 from IPython.display import HTML, Image, Markdown, display
 
 from falconlib.errors import FalconError
-from falconlib.evaluation.score import FILES
+from falconlib.evaluation.score import FILES, summarise
 from falconlib.evaluation.stats import pass_at_k, wilson
 from falconlib.evaluation.submissions import card_text
 from falconlib.files import read_json
@@ -153,14 +154,58 @@ display(main[costs].drop_duplicates("arm").style.hide(axis="index").format(preci
 # %%
 metric = tables.headline(main)  # pass@1; greedy where the profile draws no samples
 shown = plain(main)[lambda rows: rows["metric"] == metric]
-stage.save_figure(figures.pass_rates(shown), "figures/pass_at_k", shown)
+stage.save_figure(figures.pass_rates(shown), "figures/solved", shown)
 alt = f"Share of problems solved per arm, with 95 % intervals, one panel for each of {', '.join(shown['benchmark'].unique())}"
-display(Image(filename=str(stage.path("figures/pass_at_k.png")), metadata={"alt": alt}, width=900))
+display(Image(filename=str(stage.path("figures/solved.png")), metadata={"alt": alt}, width=900))
 
 # %% [markdown]
 # *Figure: share of problems solved by each arm (pass@1 where samples were drawn, else greedy); bars are 95 % intervals, modes
 # differ by marker and colour. Overlapping intervals of arms that met the same problems say little: the paired differences below
 # are the sharper comparison.*
+#
+# ## More than one try: pass@k
+#
+# The unbiased estimate above for every power of two up to the number of samples, zero-shot, mean over seeds and problems. The
+# rows of pass@1 are those of the main table.
+
+# %%
+by_seed = {(arm, mode): own for arm, folders in runs.items() for mode, own in mode_samples(folders).items()}
+samples = {key: list(own.values()) for key, own in by_seed.items()}
+tries, rows = [2**i for i in range(cards[first]["decoding"]["samples"].bit_length())], []
+for arm in runs:
+    found = summarise(samples[arm, "zero-shot"], tries, draws=stage.profile.eval.bootstrap)
+    rows += [{"arm": arm, "k": int(row["metric"].split("@")[1]), **row} for row in found if row["metric"] != "greedy"]
+if rows:
+    curve = pd.DataFrame(rows)
+    figure = figures.rates_against(curve, "k", "k, samples of a problem", apart=0.07)
+    for axis in figure.axes:
+        axis.set_xticks(tries)
+    stage.save_figure(figure, "figures/pass_at_k", curve)
+    alt = f"pass@k over k = {', '.join(map(str, tries))} with 95 % intervals, one line per arm and one panel per benchmark"
+    display(Image(filename=str(stage.path("figures/pass_at_k.png")), metadata={"alt": alt}, width=900))
+else:
+    print("This profile decodes greedily and draws no samples: there is no pass@k.")
+
+# %% [markdown]
+# *Figure: pass@k with 95 % intervals over seeds and problems; the arms stand a little beside each other.*
+#
+# ## What a budget buys
+#
+# The same share against the tokens that an arm was trained on: those in its losses, its SFT start not counted (every arm but
+# base and sft has the same one). Base was trained on none.
+
+# %%
+costs = ["benchmark", "arm", "metric", "value", "ci_low", "ci_high", "seeds", "n", "completions", "trained_tokens"]
+budget = shown.loc[shown["mode"] == "zero-shot", costs]
+figure = figures.rates_against(budget, "trained_tokens", f"tokens trained on, without the SFT start ({metric})")
+stage.save_figure(figure, "figures/budget", budget)
+alt = "Share of problems solved against the tokens trained on, with 95 % intervals, one point per arm and one panel per benchmark"
+display(Image(filename=str(stage.path("figures/budget.png")), metadata={"alt": alt}, width=900))
+unknown = budget.loc[budget["trained_tokens"].isna(), "arm"].unique()
+print("budget unknown, not in the figure:", ", ".join(unknown) or "no arm")
+
+# %% [markdown]
+# *Figure: share of problems solved over the budget, one point per arm with its 95 % interval.*
 #
 # ## How the programs ended: time-outs counted apart
 #
@@ -168,8 +213,6 @@ display(Image(filename=str(stage.path("figures/pass_at_k.png")), metadata={"alt"
 # left out of every rate, never counted as a failure.
 
 # %%
-by_seed = {(arm, mode): own for arm, folders in runs.items() for mode, own in mode_samples(folders).items()}
-samples = {key: list(own.values()) for key, own in by_seed.items()}
 rows = [(*key, s.benchmark, s.status, s.error_class) for key, found in samples.items() for run in found for s in run]
 ends = pd.DataFrame(rows, columns=["arm", "mode", "benchmark", "status", "error_class"])
 outcomes = ends.groupby(["arm", "mode", "benchmark"], sort=False)["status"].value_counts().unstack(fill_value=0)

@@ -257,7 +257,9 @@ display(parts.style.hide(axis="index").format(precision=3, na_rep="unknown"))
 
 # %%
 drawn = {
-    "pass_at_k": ("Share of problems solved per arm with 95 % intervals, one panel per benchmark", "Main result (notebook 07)."),
+    "solved": ("Share of problems solved per arm with 95 % intervals, one panel per benchmark", "Main result (notebook 07)."),
+    "pass_at_k": ("pass@k over k with 95 % intervals, one line per arm, one panel per benchmark", "More than one try (07)."),
+    "budget": ("Share of problems solved over the tokens trained on, one point per arm", "What the tokens bought (07)."),
     "paired": ("Differences of the arms in the share of solved problems, with 95 % intervals", "Paired differences (07)."),
     "learning": ("Test reward, share passed and program length over the training steps, one line per arm", "Training (06, 07)."),
     "ablations": ("Differences of the ablated arms in the share of solved problems", "One switch off at a time (08)."),
@@ -288,10 +290,11 @@ source = " and ".join(tables["ablations"]["source"].unique()).replace("arms of t
 judged = tables["preferences"].drop(columns=["p", "judge"])
 
 # %%
+shown = found["solved"] + found["pass_at_k"] + found["budget"]
 sections = [
     Section("In short", "\n".join(f"* {line}" for line in short) + f"\n{from_here}\n\n{points}:\n\n{markdown(differences)}"),
     Section("Evaluation card", f"```text\n{card}\n```"),
-    Section("Benchmarks", f"{solved}.\n\n{markdown(summary(main))}\n{paid}:\n\n{markdown(costs, 0)}", found["pass_at_k"]),
+    Section("Benchmarks", f"{solved}.\n\n{markdown(summary(main))}\n{paid}:\n\n{markdown(costs, 0)}", shown),
     Section("Planned contrasts", f"{points}.\n\n{markdown(contrasts)}" if len(contrasts) else "FALCON was not run."),
     Section("Differences between arms", f"{points}.\n\n{markdown(readable(tables['paired']))}", found["paired"]),
     Section("How the programs ended", f"{markdown(tables['outcomes'])}\nErrors, in % of programs:\n\n{markdown(errors, 0)}"),

@@ -257,5 +257,5 @@ def test_a_notebook_that_reads_runs_alone_on_the_committed_results(name, profile
     assert "committed" in said and source in said, "it must say that this was not made here, and of which profile it is"
     if name == "10_report":
         report = (tmp_path / "results/runs" / profile / "report.md").read_text()
-        assert report.count("Drawn by the committed run") == report.count("](") == 7, "the figures of 03 and 05 to 09"
+        assert report.count("Drawn by the committed run") == report.count("](") == 8, "the figures of 03 and 05 to 09"
         assert not re.search(r"%\D*\[0\.\d|\d\.\d{3} *\[|points?,? *[+-]?0\.\d{3}", report), "one unit: percent and points"

@@ -320,12 +320,15 @@ def drawings():
     curves = pd.DataFrame(
         [{"arm": a, "seed": s, "step": t, "reward": t * 0.1 + s} for a in ("grpo", "falcon") for s in (0, 1) for t in (1, 2)]
     )
-    rates = pd.DataFrame([["he", m, a, "greedy", 0.5, 0.2, 0.8, 4] for m in ("zero-shot", "+LTM") for a in ("base", "falcon")])
-    rates.columns = ["benchmark", "mode", "arm", "metric", "value", "ci_low", "ci_high", "n"]
+    modes = [("zero-shot", 3), ("+LTM", 1)]
+    rates = pd.DataFrame([["he", m, a, "greedy", 0.5, 0.2, 0.8, 4, s] for m, s in modes for a in ("base", "falcon")])
+    rates.columns = ["benchmark", "mode", "arm", "metric", "value", "ci_low", "ci_high", "n", "seeds"]
+    budget = rates[rates["mode"] == "zero-shot"].assign(trained_tokens=[0.0, 35000.0])
     pairs = pd.DataFrame({"comparison": ["minus LTM"], "difference": [0.1], "ci_low": [-0.1], "ci_high": [0.3]})
     return {
         "curves": (figures.learning_curves, curves),
         "rates": (figures.pass_rates, rates),
+        "budget": (lambda frame: figures.rates_against(frame, "trained_tokens", "tokens"), budget),
         "pairs": (figures.paired_differences, pairs),
     }
 
@@ -365,9 +368,48 @@ def test_equal_curves_can_be_told_apart():
     figures.plt.close(figure)
 
 
+def test_a_line_says_its_mode_and_that_it_has_fewer_seeds():
+    figure = figures.pass_rates(drawings()["rates"][1])
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [
+        "base",
+        "falcon",
+        "base +LTM, seeds 1",
+        "falcon +LTM, seeds 1",
+    ]
+    figure.canvas.draw()
+    assert {"20%", "40%"} <= {t.get_text() for t in figure.axes[0].get_xticklabels()}
+    figures.plt.close(figure)
+
+
+def test_a_budget_that_is_unknown_has_no_place_and_zero_has_one():
+    frame = drawings()["budget"][1]
+    figure = figures.rates_against(
+        pd.concat([frame, frame.tail(1).assign(arm="grpo", trained_tokens=None)]), "trained_tokens", "x"
+    )
+    points = {bars.get_label(): bars[0].get_xdata().tolist() for bars in figure.axes[0].containers}
+    assert points == {"base": [0.0], "falcon": [35000.0], "grpo": []}
+    ends = [path.vertices[:, 1].tolist() for path in figure.axes[0].containers[0][2][0].get_paths()]
+    assert ends == [[0.2, 0.8]] and figure.axes[0].containers[0][0].get_linestyle() == "None", "one point is no curve"
+    figures.plt.close(figure)
+    curve = pd.concat([frame.assign(k=k, value=0.2 * k) for k in (1, 2, 4)])
+    figure = figures.rates_against(curve, "k", "k", apart=0.1)
+    places = [[round(x, 9) for x in bars[0].get_xdata()] for bars in figure.axes[0].containers]
+    assert places == [[0.95, 1.95, 3.95], [1.05, 2.05, 4.05]] and figure.axes[0].containers[0][0].get_linestyle() == "-"
+    figures.plt.close(figure)
+
+
 @pytest.mark.parametrize("groups", [1, 3, 7])
 def test_many_panels_stay_as_wide_as_a_page(groups):
-    row = {"mode": "zero-shot", "arm": "base", "metric": "greedy", "value": 0.5, "ci_low": 0.2, "ci_high": 0.8, "n": 4}
+    row = {
+        "mode": "zero-shot",
+        "arm": "base",
+        "metric": "greedy",
+        "value": 0.5,
+        "ci_low": 0.2,
+        "ci_high": 0.8,
+        "n": 4,
+        "seeds": 1,
+    }
     figure = figures.pass_rates(pd.DataFrame([{"benchmark": f"b{i}", **row} for i in range(groups)]))
     assert len(figure.axes) == groups and figure.get_figwidth() <= 14 and all(axis.get_title() for axis in figure.axes)
     figures.plt.close(figure)
@@ -468,7 +510,7 @@ def test_the_readme_shows_the_largest_study_first(train, tmp_path):
     assert heads == [
         (n, f"2 arms, {s}, 4 problems of each benchmark") for n, s in (("small-cpu", "3 seeds"), ("quick", "1 seed"))
     ]
-    assert re.findall(r"!\[[^]]+\]\((\S+)\)", text) == ["results/reference/small-cpu/figures/pass_at_k.png"]
+    assert re.findall(r"!\[[^]]+\]\((\S+)\)", text) == ["results/reference/small-cpu/figures/solved.png"]
     assert text.count("| falcon - base | +10.0 [-10.0, +30.0] |") == 2 == text.count("does not rank the arms")
 
 
@@ -496,7 +538,7 @@ def test_publishing_takes_complete_runs_only(train, tmp_path, monkeypatch):
         write_text(root / f"train/{arm}-s0/adapter/adapter_model.safetensors", "3 MB")
         write_text(root / f"train/{arm}-s0/memory.sqlite", "3 MB")
     old = ["search/search.jsonl", "search/hypotheses/a/search.jsonl", "ablations/train/falcon-ai-s0/card.json", "gone.txt"]
-    old += [f"modes/{run}/card.json" for run in ("falcon-s0", "grpo-s0", "falcon-s7")]
+    old += [f"modes/{run}/card.json" for run in ("falcon-s0", "grpo-s0")]
     for kept in old:
         write_text(tmp_path / "reference/smoke" / kept, "{}")
     write_text(root / "search/search.jsonl", "new")

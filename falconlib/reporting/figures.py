@@ -17,7 +17,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from falconlib.files import write_bytes
 from falconlib.reporting.tables import write_csv
@@ -62,6 +61,10 @@ def _panels(count: int, width: float = 4.6, height: float = 3.2, **options) -> t
     return figure, list(axes.flat)[:count]
 
 
+def _percent(share: float, _: int) -> str:
+    return f"{100 * share:.3g}%"  # 2.5% is neither 2% nor 3%
+
+
 def look(names: Sequence[str]) -> dict[str, tuple[str, str]]:
     """name -> (colour, marker), in the order given."""
     return {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
@@ -95,24 +98,50 @@ def learning_curves(
 
 
 def pass_rates(frame: pd.DataFrame) -> Figure:
-    """One panel per benchmark and metric: each arm's value with its 95 % interval; modes differ by marker.
+    """One panel per benchmark and metric, one line per arm and mode: its value with its 95 % interval; modes differ by marker.
 
-    frame: a main table (tables.MAIN).
+    frame: a main table (tables.MAIN). A line of fewer seeds than the others says how many.
     """
-    groups = list(frame.groupby(["benchmark", "metric"], sort=False))
-    figure, axes = _panels(len(groups), height=max(3.2, 1.2 + 0.28 * frame["arm"].nunique()), sharey=True)
-    arms, styles = list(dict.fromkeys(frame["arm"])), look(list(dict.fromkeys(frame["mode"])))
+    names = frame["arm"] + (" " + frame["mode"]).where(frame["mode"] != "zero-shot", "")
+    names += (", seeds " + frame["seeds"].astype(str)).where(frame["seeds"] < frame["seeds"].max(), "")
+    groups, lines = list(frame.assign(name=names).groupby(["benchmark", "metric"], sort=False)), list(dict.fromkeys(names))
+    figure, axes = _panels(len(groups), height=1.6 + 0.24 * len(lines), sharey=True)
+    styles = look(list(dict.fromkeys(frame["mode"])))
     for axis, ((benchmark, metric), part) in zip(axes, groups, strict=True):
-        for shift, (mode, (colour, marker)) in enumerate(styles.items()):
+        for mode, (colour, marker) in styles.items():
             own = part[part["mode"] == mode]
-            place = [arms.index(arm) + 0.18 * (shift - (len(styles) - 1) / 2) for arm in own["arm"]]
             error = np.maximum([own["value"] - own["ci_low"], own["ci_high"] - own["value"]], 0)
+            place = [lines.index(name) for name in own["name"]]
             axis.errorbar(own["value"], place, xerr=error, fmt=marker, color=colour, capsize=3, markersize=6, label=mode)
         top = min(1.02, 1.1 * frame["ci_high"].max())
-        axis.set(yticks=range(len(arms)), yticklabels=arms, xlim=(-0.03 * top, top), xlabel="problems solved")
-        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.set(yticks=range(len(lines)), yticklabels=lines, xlim=(-0.03 * top, top), xlabel="problems solved")
+        axis.xaxis.set_major_formatter(_percent)
+        axis.locator_params(axis="x", nbins=6)
         axis.set_title(f"{benchmark}, {metric}, n = {int(part['n'].max())}")
     axes[0].invert_yaxis()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(styles), frameon=False)
+    return figure
+
+
+def rates_against(frame: pd.DataFrame, x: str, label: str, apart: float = 0.0) -> Figure:
+    """One panel per benchmark: each arm's share of solved problems over the column `x`, with its 95 % interval.
+
+    Several rows of an arm are joined by its dashes. frame: columns benchmark, arm, `x`, value, ci_low, ci_high, n; a row whose
+    `x` is unknown (NaN) has no place and is left out. apart: how far equal places of two arms stand beside each other.
+    """
+    groups, styles = list(frame.groupby("benchmark", sort=False)), look(list(dict.fromkeys(frame["arm"])))
+    figure, axes = _panels(len(groups), width=6, height=4.2, sharey=True)
+    for axis, (benchmark, part) in zip(axes, groups, strict=True):
+        for i, (arm, (colour, marker)) in enumerate(styles.items()):
+            own = part[(part["arm"] == arm) & part[x].notna()]
+            error = np.maximum([own["value"] - own["ci_low"], own["ci_high"] - own["value"]], 0)
+            place = own[x] + apart * (i - (len(styles) - 1) / 2)
+            lines = {"linestyle": DASHES[i % 8] if len(own) > 1 else "none", "elinewidth": 1, "capsize": 3, "markersize": 6}
+            axis.errorbar(place, own["value"], yerr=error, fmt=marker, color=colour, label=arm, **lines)
+        axis.set(xlabel=label, title=f"{benchmark}, n = {int(part['n'].max())}")
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.yaxis.set_major_formatter(_percent)
+    axes[0].set_ylabel("problems solved")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(styles), frameon=False)
     return figure
 

@@ -153,7 +153,7 @@ def publish(profile: str, reference: Path = REPO / "results" / "reference") -> P
         if not (run.parent / "manifest.json").is_file():
             raise FalconError(f"stage {run.parent.name} of {root} is not complete", f"falconlib run --profile {profile}")
     read_main(root)  # checks its columns
-    frame = plain(pd.read_csv(root / "tables" / "main.csv"))
+    frame = plain(pd.read_csv(root / "tables" / "main.csv")).query("mode == 'zero-shot'")
     rivals = frame[(frame["metric"] == headline(frame)) & ~frame["arm"].str.match("base|sft|falcon")]
     best = f"{rivals.groupby('arm')['value'].mean().idxmax()}-s0" if len(rivals) else ""
     fresh = target.with_name(f".{profile}.new")
@@ -161,12 +161,11 @@ def publish(profile: str, reference: Path = REPO / "results" / "reference") -> P
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.copytree(root, fresh, ignore=left_out)
         for kept in [path for name in ("ablations", "search", "modes") for path in target.glob(f"{name}/*")]:
-            runs = [base / "train" / kept.name / "samples.jsonl.gz" for base in (target, fresh)]
-            other = len({run.read_bytes() if run.is_file() else run for run in runs}) > 1  # or none at all
-            if (place := fresh / kept.relative_to(target)).exists() or (kept.parent.name == "modes" and other):
-                continue
-            place.parent.mkdir(exist_ok=True)
-            (shutil.copytree if kept.is_dir() else shutil.copyfile)(kept, place)
+            logs = [base / "train" / kept.name / "samples.jsonl.gz" for base in (target, fresh)]  # whose modes
+            one, two = (log.read_bytes() if log.is_file() else b"" for log in logs)
+            if one == two and not (place := fresh / kept.relative_to(target)).exists():
+                place.parent.mkdir(exist_ok=True)
+                (shutil.copytree if kept.is_dir() else shutil.copyfile)(kept, place)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(fresh, target)
     return target
