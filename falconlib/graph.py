@@ -63,7 +63,7 @@ GRAPH: tuple[Node, ...] = (
         needs=("01_tasks", "06_train"),
         writes=("tables/main.csv", "tables/contrasts.csv", *_figure("solved"), *_figure("budget")),
     ),
-    Node("08_ablations", needs=("06_train",), writes=("tables/ablations.csv", *_figure("ablations"))),
+    Node("08_ablations", needs=("06_train",), writes=("tables/ablations.csv", "tables/hypotheses.csv", *_figure("ablations"))),
     Node("09_preferences", needs=("06_train",), writes=("tables/preferences.csv",), data=("data/preferences/",)),
 )
 GRAPH += (Node("10_report", needs=tuple(node.name for node in GRAPH[1:]), writes=("report.md", "report.html")),)

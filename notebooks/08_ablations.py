@@ -24,7 +24,7 @@
 # **Reads** the runs of the ablation arms. Training them again costs more than all other arms together, so when this run did not
 # train them, this notebook plots **committed logs** (`results/reference/<profile>/ablations/`) and prints the command that made
 # them; where there are none, it shows the arms that did run, and says so. **Writes** `tables/ablations.csv`,
-# `figures/ablations`, `figures/ablation_curves`.
+# `tables/hypotheses.csv`, `figures/ablations`, `figures/ablation_curves`.
 #
 # **Run time**: seconds on CPU with any profile; no GPU, no model. It reads files only.
 
@@ -44,6 +44,7 @@ if "google.colab" in sys.modules:
 
 # %%
 import os.path
+from dataclasses import replace
 
 import pandas as pd
 from IPython.display import Image, Markdown, display
@@ -51,12 +52,12 @@ from IPython.display import Image, Markdown, display
 from falconlib.evaluation.score import load_samples, summarise
 from falconlib.evaluation.stats import holm
 from falconlib.evaluation.submissions import card_text
-from falconlib.files import read_json
+from falconlib.files import JsonLines, read_json
 from falconlib.reporting import figures, start
 from falconlib.reporting.overview import where_we_are
 from falconlib.reporting.pairs import pass_differences
 from falconlib.reporting.run import REPO, reference_roots
-from falconlib.reporting.tables import count, headline, metrics_table, readable, training_runs
+from falconlib.reporting.tables import count, headline, metrics_table, readable, span, training_runs
 from falconlib.training.arms import SETTINGS
 
 # %% tags=["parameters"]
@@ -234,14 +235,62 @@ else:
     print(f"No samples at other temperatures are here. Per temperature: {one}")
 
 # %% [markdown]
+# ## Hypotheses, on validation tasks
+#
+# A change of FALCON's settings is kept when it solves more **validation** tasks; no test task is looked at. Each line is one
+# change against the default at the same learning rate and seed, paired by task over all validation sets, in percentage points
+# of pass@1 with a 95 % interval (bootstrap over tasks). Rows and samples are committed in `search/hypotheses/<change>/`, each
+# made by `falconlib search --arms falcon --grid RATE --set eval.samples=4 --set tasks.eval_limit=0 --set CHANGE` in a folder of
+# its own (`FALCON_RESULTS`); the lab book, LOG.md, tells why they were tried.
+
+# %%
+words = {
+    "long_term.prompt_share=0": "no recalled text in prompts: what harms at test time may harm in training",
+    "train.b_sl=1.0": "more of the verified programs",
+    "inner.alpha=0.3": "a longer inner step",
+}
+
+
+def validated(change):
+    """(arm, rate) -> its sampled programs on the validation tasks, all sets taken as one."""
+    log = JsonLines(stage.find(f"search/hypotheses/{change}/search.jsonl"))
+    runs = {(row["arm"], row["lr"]): f"{row['arm']}-lr{row['lr']:g}/validation.jsonl.gz" for row in log.rows()}
+    files = {run: stage.find(f"search/hypotheses/{change}/{name}") for run, name in runs.items()}
+    return {run: [replace(s, benchmark="validation") for s in load_samples(file) if not s.greedy] for run, file in files.items()}
+
+
+tested = next((base / "search/hypotheses" for base in (stage.root, logs.parent) if (base / "search/hypotheses").is_dir()), None)
+changes = {folder.name for folder in tested.iterdir()} - {"default"} if tested else set()
+default, pairs = validated("default") if changes else {}, {}
+for change in sorted(changes, key=[*words, *sorted(changes)].index):
+    pairs |= {(change, *run): ([own], [default[run]]) for run, own in validated(change).items()}
+rows = []
+for row in pass_differences(pairs, ks=(1,), draws=draws).itertuples():
+    change, arm, rate = row.comparison
+    size = {"tasks": row.n, "samples": len(default[arm, rate]) // row.n}
+    rows.append({"hypothesis": words.get(change, ""), "change": change, "arm": arm, "rate": rate, **size})
+    rows[-1] |= {"difference": row.difference, "low": row.ci_low, "high": row.ci_high}
+names = ["hypothesis", "change", "arm", "rate", "tasks", "samples", "difference", "low", "high"]
+hypotheses = pd.DataFrame(rows, columns=names)
+stage.save_table(hypotheses, "tables/hypotheses")
+inside = int(((hypotheses["low"] <= 0) & (hypotheses["high"] >= 0)).sum())
+if len(hypotheses):
+    print(f"{inside} of {len(hypotheses)} intervals include 0: those changes are not distinguishable from none")
+    points = [span(ends, "+") for ends in hypotheses[["difference", "low", "high"]].itertuples(index=False)]
+    told = hypotheses.drop(columns=["difference", "low", "high"]).assign(**{"difference, points": points})
+    display(told.style.hide(axis="index").format({"rate": "{:g}"}))
+else:
+    print(f"Profile {stage.profile.name} has tested none.")
+
+# %% [markdown]
 # ## What we saw
 
 # %%
 seeded = count(max(len(folders) for folders in found.values()), "seed")
 lines = [f"source: {source}; {len(found)} arms, {seeded}, {' or '.join(map(str, sorted(steps)))} steps each"]
-for row, span in zip(drawn.itertuples(), readable(drawn)["difference, points"], strict=True):
+for row, points in zip(drawn.itertuples(), readable(drawn)["difference, points"], strict=True):
     side = "includes 0" if row.difference_low <= 0 <= row.difference_high else "excludes 0"
-    lines.append(f"{row.arm} against {full}, {row.benchmark}: {span} points, which {side}")
+    lines.append(f"{row.arm} against {full}, {row.benchmark}: {points} points, which {side}")
 sure = int((ablations["p_holm"] < 0.05).sum())
 lines.append(f"{sure} of {int(ablations['difference'].notna().sum())} differences are significant after Holm's adjustment")
 if not sure:

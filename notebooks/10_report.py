@@ -66,7 +66,8 @@ source = origin.name
 if source != profile:  # everything below must then speak of the profile whose numbers it shows
     stage.profile = load_profile(source)
     print(f"Profile {profile} has no tables, neither of its own nor committed ones: what follows are those of profile {source}.")
-names = ("main", "paired", "contrasts", "outcomes", "errors", "ablations", "preferences", "tasks", "attacks", "retrieval")
+names = ("main", "paired", "contrasts", "outcomes", "errors", "ablations", "hypotheses")
+names += ("preferences", "tasks", "attacks", "retrieval")
 tables = {name: pd.read_csv(stage.find(f"tables/{name}.csv")) for name in names}
 if stage.from_reference:
     print("not made by this run, read from the committed results:", ", ".join(dict.fromkeys(stage.from_reference)))
@@ -237,6 +238,15 @@ differences = differences_table(tables["paired"])
 display(differences.style.hide(axis="index"), Markdown("\n".join(f"* {line}" for line in short)))
 
 # %% [markdown]
+# What was tried to make FALCON better, on validation tasks (08): differences to the default in percentage points.
+
+# %%
+points = [span(ends, "+") for ends in tables["hypotheses"][["difference", "low", "high"]].itertuples(index=False)]
+tried = tables["hypotheses"].drop(columns=["difference", "low", "high"]).assign(**{"difference, points": points})
+tried = tried.assign(rate=[f"{rate:g}" for rate in tried["rate"]])
+display(tried.style.hide(axis="index") if len(tried) else Markdown("*This profile has tested no hypothesis.*"))
+
+# %% [markdown]
 # What training looked like, as means over the steps: the shares of programs that passed, of the tasks' own rewards, of tokens.
 
 # %%
@@ -290,6 +300,10 @@ source = " and ".join(tables["ablations"]["source"].unique()).replace("arms of t
 judged = tables["preferences"].drop(columns=["p", "judge"])
 
 # %%
+validation = "One setting of FALCON changed, against its default: pass@1 of one seed, percentage points (08).\n\n" + markdown(
+    tried
+)
+validation = validation if len(tried) else "None was tested with this profile."
 shown = found["solved"] + found["pass_at_k"] + found["budget"]
 sections = [
     Section("In short", "\n".join(f"* {line}" for line in short) + f"\n{from_here}\n\n{points}:\n\n{markdown(differences)}"),
@@ -300,6 +314,7 @@ sections = [
     Section("How the programs ended", f"{markdown(tables['outcomes'])}\nErrors, in % of programs:\n\n{markdown(errors, 0)}"),
     Section("Training", f"Means over the steps; empty: unknown.\n\n{markdown(parts)}", found["learning"]),
     Section("Ablations", f"Source: {source}.\n\n{markdown(readable(tables['ablations']))}", found["ablations"]),
+    Section("Hypotheses, on validation tasks", validation),
     Section("Style, complexity, instruction following", markdown(judged, 2), found["preferences"]),
     Section("Tasks", markdown(tables["tasks"], 2)),
     Section("Sandbox", markdown(tables["attacks"], 0)),

@@ -1,13 +1,17 @@
 """The committed references: what notebooks 07 and 08 make of the committed logs is what is committed, byte for byte."""
 
 import contextlib
+import gzip
 import io
+import json
 import re
 import shlex
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from falconlib.evaluation.score import FILES, load_samples
 from falconlib.notebook import read_cells
 
 REPO = Path(__file__).resolve().parents[1]
@@ -30,6 +34,70 @@ def again(request, tmp_path_factory):
     return results / "runs" / request.param, REFERENCE / request.param, said.getvalue()
 
 
+def test_the_committed_tables_rebuild_from_the_committed_logs_byte_for_byte(again):
+    root, reference, _ = again
+    names = [f"tables/{name}.csv" for name in ("main", "paired", "contrasts", "outcomes", "errors", "ablations", "hypotheses")]
+    drawn = ["solved", "budget", "paired", "learning", "ablations", "ablation_curves"]
+    drawn += ["pass_at_k"] if reference.name != "quick" else []  # quick decodes greedily
+    for name in names + [f"figures/{name}.csv" for name in drawn]:
+        one, two = ((folder / name).read_bytes() for folder in (root, reference))
+        one = one.replace(b",committed results\n", b",this run\n")  # the source that ablations.csv names
+        assert one == two, name
+    csv = [path.relative_to(root) for path in root.rglob("*.csv")]
+    assert len(csv) == len(names) + len(drawn), f"not compared: {set(map(str, csv)) - {*names}}"
+
+
+def test_the_curve_begins_with_the_main_table_and_the_budget_has_every_arm(again):
+    root, reference, said = again
+    main = pd.read_csv(reference / "tables/main.csv").query("mode == 'zero-shot'")
+    budget = pd.read_csv(root / "figures/budget.csv")
+    tokens = budget.groupby("arm")["trained_tokens"].first()
+    assert tokens["base"] == 0 < tokens.drop("base").min() and set(tokens.index) == set(main["arm"])
+    assert "budget unknown, not in the figure: no arm" in said
+    if reference.name == "quick":
+        assert "there is no pass@k" in said and not (root / "figures/pass_at_k.csv").exists()
+        return
+    curve, same = pd.read_csv(root / "figures/pass_at_k.csv"), ["benchmark", "arm", "metric", "value", "ci_low", "ci_high"]
+    first = curve.loc[curve["k"] == 1, same].merge(main[same], how="inner")
+    assert len(first) == len(curve) / 3 == 16 and set(curve["k"]) == {1, 2, 4}
+    wide = curve.pivot(index=["benchmark", "arm"], columns="k", values="value")
+    assert (wide[1] <= wide[2]).all() and (wide[2] <= wide[4]).all()
+    samples = load_samples(reference / "train/falcon-s1/samples.jsonl.gz")
+    solved = {s.task_id for s in samples if s.benchmark == "mbpp" and not s.greedy and s.status == "pass"}
+    share = float(curve.query("benchmark == 'mbpp' and arm == 'falcon' and k == 4")["by_seed"].iloc[0].split()[1])
+    assert share == pytest.approx(len(solved) / 48, abs=1e-4), "pass@4 of four samples: whether any of them passes"
+
+
+def test_a_mode_is_compared_with_the_same_seeds(again):
+    root, reference, _ = again
+    main = pd.read_csv(reference / "tables/main.csv").set_index(["arm", "mode"])
+    paired = pd.read_csv(root / "tables/paired.csv")
+    modes = [(path.parent.name, path.name) for path in sorted(reference.glob("modes/*/samples-*.jsonl.gz"))]
+    assert bool(modes) == (reference.name == "small-cpu")
+    for run, name in modes:
+        arm, seed = run.rsplit("-s", 1)
+        mode = next(mode for mode, file in FILES.items() if file == name)
+        assert set(main.loc[(arm, mode), "seeds"]) == {1} and set(main.loc[(arm, "zero-shot"), "seeds"]) == {3}
+        rows = paired[paired["comparison"] == f"{arm} {mode} - {arm} (seed {seed})"].set_index(["benchmark", "metric"])
+        assert len(rows) == 4, "two benchmarks, greedy and pass@1"
+        one, zero = (
+            load_samples(reference / place / run / file) for place, file in (("modes", name), ("train", FILES["zero-shot"]))
+        )
+        shares = [sum(s.status == "pass" for s in own if s.benchmark == "mbpp" and s.greedy) / 48 for own in (one, zero)]
+        assert rows.loc[("mbpp", "greedy"), "difference"] == pytest.approx(shares[0] - shares[1])
+
+
+def test_no_file_of_a_reference_names_a_place_of_the_machine():
+    places = ("/tmp/", "/root/", "/home/", str(REPO))
+    files = [path for path in REFERENCE.rglob("*") if path.suffix in (".json", ".jsonl", ".csv", ".md")]
+    assert len(files) > 100
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        assert not [place for place in places if place in text], path
+    for path in REFERENCE.rglob("*.jsonl.gz"):  # programs may well speak of /home
+        assert str(REPO).encode() not in gzip.decompress(path.read_bytes()), path
+
+
 def test_the_sweep_that_08_prints_names_an_adapter_that_is_there(again):
     from falconlib.cli import parser
 
@@ -38,3 +106,24 @@ def test_the_sweep_that_08_prints_names_an_adapter_that_is_there(again):
     assert REPO / options.adapter == reference / "train/falcon-s0/adapter" and options.adapter.parts[0] == "results"
     assert (options.profile, options.set) == (reference.name, ["eval.temperature=0.2"])
     assert (REPO / options.out).resolve() == (root / "ablations/temperature/0.2").resolve()
+
+
+def test_hypotheses_are_differences_on_validation_tasks(again):
+    root, reference, said = again
+    found = pd.read_csv(root / "tables/hypotheses.csv")
+    assert list(found) == ["hypothesis", "change", "arm", "rate", "tasks", "samples", "difference", "low", "high"]
+    if reference.name == "quick":
+        assert found.empty and "Profile quick has tested none." in said
+        return
+    changes = ["long_term.prompt_share=0", "long_term.prompt_share=0", "train.b_sl=1.0", "inner.alpha=0.3"]
+    assert found["change"].tolist() == changes and found["rate"].tolist() == [3e-5, 3e-4, 3e-4, 3e-5]
+    assert set(found["tasks"]) == {118} and set(found["samples"]) == {4} and found["hypothesis"].notna().all()
+    share = {}
+    for change in ("default", changes[0]):  # by hand, from the files alone
+        folder = reference / "search/hypotheses" / change / "falcon-lr3e-05"
+        rows = [json.loads(line) for line in gzip.decompress((folder / "validation.jsonl.gz").read_bytes()).splitlines()]
+        drawn = [row["status"] == "pass" for row in rows if not row["greedy"]]
+        share[change] = sum(drawn) / len(drawn)
+    assert found["difference"][0] == pytest.approx(share[changes[0]] - share["default"], abs=1e-9) and len(drawn) == 118 * 4
+    assert ((found["low"] <= found["difference"]) & (found["difference"] <= found["high"])).all()
+    assert f"{((found['low'] <= 0) & (found['high'] >= 0)).sum()} of 4 intervals include 0" in said
