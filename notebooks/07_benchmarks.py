@@ -119,6 +119,10 @@ for file in sorted(train.parent.glob("modes/*/card.json")):  # sampled after tra
     for mode, card in read_json(stage.find(file.relative_to(train.parent).as_posix())).items():
         odd = [field for field in shared if field != "judge" and card[field] != cards[first][field]]
         assert not odd, f"{mode} of {file.parent.name} was evaluated with other {', '.join(odd)} than {first}: sample it again"
+for file in sorted(train.parent.glob("modes/*/samples*.gz")):
+    known = read_json(file.with_name("card.json")) if file.with_name("card.json").is_file() else {}
+    if file.name not in [FILES[mode] for mode in known]:
+        print(f"{file.parent.name}/{file.name} has no evaluation card: how it was sampled could not be checked")
 print("arms and seeds:", ", ".join(cards))
 if stage.from_reference:
     print(f"These runs were not made here: they are the committed reference results of profile {train.parent.name}.")
@@ -185,6 +189,8 @@ if rows:
     display(Image(filename=str(stage.path("figures/pass_at_k.png")), metadata={"alt": alt}, width=900))
 else:
     print("This profile decodes greedily and draws no samples: there is no pass@k.")
+    for old in stage.root.glob("figures/pass_at_k.*"):  # of an earlier run: the report would show it
+        old.unlink()
 
 # %% [markdown]
 # *Figure: pass@k with 95 % intervals over seeds and problems; the arms stand a little beside each other.*
