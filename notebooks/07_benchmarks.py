@@ -140,11 +140,10 @@ print(card_text(cards[first] | whole))
 # ## The main table
 #
 # Percent of problems solved, with 95 % intervals. `zero-shot`, `+LTM` (retrieved text in the prompt) and the modes that adapt
-# or choose at test time (`falconlib eval --mode`) are different questions and stay apart; `seeds` says how many trained runs a
-# row holds, and an interval of one seed knows nothing of other seeds. The CSV also holds every seed's value and what each arm
-# cost: sampled completions, executed programs, trained tokens, seconds, configurations tried; and two further ways to count the
-# same samples: MBPP on the two asserts that the prompt does not show, and each benchmark without the problems whose nearest
-# training task (01) has a cosine above 0.9.
+# or choose at test time (`falconlib eval --mode`) stay apart; `seeds`: trained runs in a row (an interval of one seed knows
+# nothing of others). The CSV also holds every seed's value, what each arm cost (completions, programs, trained tokens, seconds,
+# configurations tried), and two further ways to count the same samples: MBPP on the two asserts that the prompt does not show,
+# and each benchmark without the problems whose nearest training task (01) has a cosine above 0.9.
 
 # %%
 main = main_table(train, draws=stage.profile.eval.bootstrap)
@@ -163,14 +162,12 @@ alt = f"Share of problems solved per arm, with 95 % intervals, one panel for eac
 display(Image(filename=str(stage.path("figures/solved.png")), metadata={"alt": alt}, width=900))
 
 # %% [markdown]
-# *Figure: share of problems solved by each arm (pass@1 where samples were drawn, else greedy); bars are 95 % intervals, modes
-# differ by marker and colour. Overlapping intervals of arms that met the same problems say little: the paired differences below
-# are the sharper comparison.*
+# *Figure: share of problems solved (pass@1 where samples were drawn, else greedy) with 95 % intervals. Overlapping intervals of
+# arms that met the same problems say little: the paired differences below are the sharper comparison.*
 #
 # ## More than one try: pass@k
 #
-# The unbiased estimate above for every power of two up to the number of samples, zero-shot, mean over seeds and problems. The
-# rows of pass@1 are those of the main table.
+# The estimate above, zero-shot, for powers of two up to the number of samples; $k = 1$ is the main table's pass@1.
 
 # %%
 by_seed = {(arm, mode): own for arm, folders in runs.items() for mode, own in mode_samples(folders).items()}
@@ -193,12 +190,12 @@ else:
         old.unlink()
 
 # %% [markdown]
-# *Figure: pass@k with 95 % intervals over seeds and problems; the arms stand a little beside each other.*
+# *Figure: pass@k with 95 % intervals.*
 #
 # ## What a budget buys
 #
-# The same share against the tokens that an arm was trained on: those in its losses, its SFT start not counted (every arm but
-# base and sft has the same one). Base was trained on none.
+# The same share against the tokens in an arm's losses. The SFT start, the same for all arms but base and sft, is not counted;
+# base was trained on none.
 
 # %%
 costs = ["benchmark", "arm", "metric", "value", "ci_low", "ci_high", "seeds", "n", "completions", "trained_tokens"]
@@ -211,7 +208,7 @@ unknown = budget.loc[budget["trained_tokens"].isna(), "arm"].unique()
 print("budget unknown, not in the figure:", ", ".join(unknown) or "no arm")
 
 # %% [markdown]
-# *Figure: share of problems solved over the budget, one point per arm with its 95 % interval.*
+# *Figure: one point per arm, with its 95 % interval.*
 #
 # ## How the programs ended: time-outs counted apart
 #
@@ -246,8 +243,8 @@ display(errors.head(12).style.format("{:.0%}"))
 # ## Gallery: the same problem before and after training
 #
 # Greedy programs of the first seed (where none was decoded greedily: the first sample). A problem is *gained* by an arm that
-# solves it when the first column's arm does not, *lost* the other way round. The table shows the problems on which the verdicts
-# differ; below it some of them as code, with all there is: what was gained, what was lost, what stayed.
+# solves it when the first column's arm does not, *lost* the other way round. The table shows problems on which the verdicts
+# differ; below it some as code: gained, lost, and what stayed.
 
 
 # %%
@@ -298,10 +295,9 @@ for title, which in groups.items():
 # ## Paired differences
 #
 # Every arm against the untrained model, FALCON against every other arm (the paper's claim), and each mode against the same arm
-# and the same seeds zero-shot. All met the same problems, so the difference is taken problem by problem, in percentage points.
-# Its 95 % interval: one seed of greedy programs has plain outcomes, solved or not, which get Tango's score interval (Wilson's
-# for pairs); several samples or seeds get the bootstrap (seeds, then problems). Many comparisons are made at once: p is adjusted
-# for that (Holm).
+# and seeds zero-shot: problem by problem, in percentage points. The 95 % interval of one seed of greedy programs, solved or not,
+# is Tango's score interval (Wilson's for pairs); of several samples or seeds the bootstrap's (seeds, then problems). Many
+# comparisons are made at once: p is adjusted for that (Holm).
 
 # %%
 pairs = {f"{arm} - {before}": (samples[arm, "zero-shot"], samples[before, "zero-shot"]) for arm in runs if arm != before}

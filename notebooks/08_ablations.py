@@ -259,6 +259,7 @@ def validated(change):
     return {run: [replace(s, benchmark="validation") for s in load_samples(file) if not s.greedy] for run, file in files.items()}
 
 
+# %%
 tested = next((base / "search/hypotheses" for base in (stage.root, logs.parent) if (base / "search/hypotheses").is_dir()), None)
 changes = {folder.name for folder in tested.iterdir()} - {"default"} if tested else set()
 default, pairs = validated("default") if changes else {}, {}
