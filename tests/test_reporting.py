@@ -520,9 +520,12 @@ def test_publishing_takes_complete_runs_only(train, tmp_path, monkeypatch):
     with pytest.raises(FalconError, match=r"stage grpo-s0 .* is not complete"):
         report.publish("smoke", tmp_path / "reference")
     write_json(root / "train/grpo-s0/manifest.json", {})
-    tables.write_csv(tables.main_table(root / "train", draws=100), root / "tables/main.csv")
+    main = tables.main_table(root / "train", draws=100)
+    grpo = main[main["arm"] == "grpo"]  # solves all; a mode in which it solves none, and a rival that solves nearly all
+    main = pd.concat([main, grpo.assign(mode="+LTM", value=0.0), grpo.assign(arm="ppocoder", value=0.9)])
+    tables.write_csv(main, root / "tables/main.csv")
     write_text(root / "train/grpo-s0/checkpoints/step-1/x", "big")
-    for arm in ("grpo", "falcon", "rft"):  # the table does not hold rft: grpo is the best baseline
+    for arm in ("grpo", "falcon", "rft"):  # grpo is the best baseline, zero-shot
         write_text(root / f"train/{arm}-s0/adapter/adapter_model.safetensors", "3 MB")
         write_text(root / f"train/{arm}-s0/memory.sqlite", "3 MB")
     old = ["search/search.jsonl", "search/hypotheses/a/search.jsonl", "ablations/train/falcon-ai-s0/card.json", "gone.txt"]
