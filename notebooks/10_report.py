@@ -269,7 +269,10 @@ display(parts.style.hide(axis="index").format(precision=3, na_rep="unknown"))
 drawn = {
     "solved": ("Share of problems solved per arm with 95 % intervals, one panel per benchmark", "Main result (notebook 07)."),
     "pass_at_k": ("pass@k over k with 95 % intervals, one line per arm, one panel per benchmark", "More than one try (07)."),
-    "budget": ("Share of problems solved over the tokens trained on, one point per arm", "What the tokens bought (07)."),
+    "budget": (
+        "Share of problems solved over the tokens trained on, one point per arm",
+        "Budget against score (07); the SFT start is not counted.",
+    ),
     "paired": ("Differences of the arms in the share of solved problems, with 95 % intervals", "Paired differences (07)."),
     "learning": ("Test reward, share passed and program length over the training steps, one line per arm", "Training (06, 07)."),
     "ablations": ("Differences of the ablated arms in the share of solved problems", "One switch off at a time (08)."),
