@@ -50,7 +50,8 @@ def setting(options, arm: str):
     sizes = {"train.tasks": options.prompts, "train.group": options.group, "inner.support": options.group // 2}
     lora = {"lora.r": options.rank, "lora.alpha": 2 * options.rank, "lora.top_layers": 0}
     other = {"sample.max_new_tokens": options.tokens, "sample.temperature": TEMPERATURE, "train.warmup": 0}
-    profile = configure(override(Profile(), sizes | lora | other | {"model.dtype": options.dtype}), arm, 0)
+    other |= {"model.dtype": options.dtype, "train.micro_tokens": options.micro}
+    profile = configure(override(Profile(), sizes | lora | other), arm, 0)
     tasks = [t for t in load_tasks("basics", "train") if t.gold][: options.prompts]
     return profile, load_policy(profile.model, profile.lora if arm != "base" else None), tasks
 
@@ -176,7 +177,7 @@ def floor(options) -> dict:
 
 def measure(options, part: str) -> dict:
     """A part in its own process: its dictionary."""
-    sizes = [f"--{name}={getattr(options, name)}" for name in ("prompts", "group", "tokens", "rank", "dtype")]
+    sizes = [f"--{name}={getattr(options, name)}" for name in ("prompts", "group", "tokens", "rank", "dtype", "micro")]
     done = subprocess.run([sys.executable, __file__, *sizes, "--part", part], capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"part {part} failed:\n{done.stderr[-2000:]}")
@@ -188,6 +189,7 @@ def main() -> None:
     for name, default in (("prompts", 8), ("group", 8), ("tokens", 96), ("rank", 16)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the base's weights, in all parts")
+    parser.add_argument("--micro", type=int, default=1024, help="train.micro_tokens; 1536 is a little faster in bfloat16")
     parser.add_argument("--part", choices=("trl", "grpo", "falcon", "floor"), help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="one line of JSON only")
     options = parser.parse_args()

@@ -129,21 +129,18 @@ class FastWeights:
 
         if torch.is_grad_enabled():
             return learn
-        if folded:  # few rows: 12 % faster in float32 with W stored by columns
-            weight = weight.T.contiguous().T
         up = [*([] if folded else [low_b.T]), *([] if low_delta is None else low_delta.transpose(1, 2))]  # (r, out) each
-        side_by_side = torch.cat(up) if up else None  # one product reads B and each delta once, not once per row
+        with torch.no_grad():  # one product with (W, s B, s delta_0, ...) side by side: two and a sum take 1.15 times as long
+            wide = torch.cat([weight, *(scale * part.T for part in up)], 1) if up else weight
+        if folded:  # few rows: 12 % faster in float32 with W stored by columns
+            wide = wide.T.contiguous().T
 
         def sample(x: torch.Tensor, *_args, **_kwargs) -> torch.Tensor:
-            if moved and x.shape[1] > 1:
-                return learn(x)
-            out = F.linear(x, weight, base.bias)
-            if side_by_side is not None:
-                low = F.linear(x, low_a).flatten(0, -2)
-                spread = (self.place[:, :, None] * low[:, None]).flatten(1) if moved else low
-                low = spread if folded or not moved else torch.cat([low, spread], 1)
-                out.view(-1, len(weight)).addmm_(low, side_by_side, alpha=scale)
-            return out
+            if up:
+                low = F.linear(x, low_a)
+                spread = [(self.place[:, None, :, None] * low[:, :, None]).flatten(2)] if moved else []
+                x = torch.cat([x, *([] if folded else [low]), *spread], -1)
+            return F.linear(x, wide, base.bias)
 
         return sample
 

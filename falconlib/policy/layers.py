@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, LlamaForCausalLM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -34,19 +34,42 @@ AttentionInterface.register(GROUPED, grouped_attention)
 AttentionMaskInterface.register(GROUPED, ALL_MASK_ATTENTION_FUNCTIONS["eager"])  # always a mask, of numbers to add
 
 
+class Norm(torch.autograd.Function):
+    """w x / sqrt(mean(x^2) + eps) over the last axis of x (..., H) with a frozen w (H,), in float32 and then in the type of x.
+
+    Kept for backward are x and one number per token; torch's own function is several on a CPU, and each keeps what it needs.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, weight, scale)
+        return (wide * scale).to(x.dtype) * weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight, scale = ctx.saved_tensors
+        slope, wide = (grad * weight).float(), x.float()
+        along = (slope * wide).mean(-1, keepdim=True) * scale.pow(3)
+        return slope.mul_(scale).addcmul_(wide, along, value=-1).to(x.dtype), None, None
+
+
 @contextmanager
 def lean(policy: Policy) -> Iterator[None]:
-    """Inside the block a Llama on a CPU attends by `grouped_attention` and normalises by torch's own function: the same but for
-    rounding (none in float32's norms), half the time backward. Other models, and GPUs, have ways of their own."""
+    """Inside the block a Llama on a CPU attends by `grouped_attention` and normalises by `Norm`: the same but for rounding, half
+    the time backward. Other models, and GPUs, have ways of their own."""
     model = policy.inner
     if type(model) is not LlamaForCausalLM or policy.device.type != "cpu":
         yield
         return
-    norms, attention = [m for m in model.modules() if isinstance(m, LlamaRMSNorm)], model.config._attn_implementation
+    attention = model.config._attn_implementation
+    norms = [m for m in model.modules() if isinstance(m, LlamaRMSNorm) and not m.weight.requires_grad]
     try:
         model.set_attn_implementation(GROUPED)
         for norm in norms:
-            norm.forward = lambda x, n=norm: F.rms_norm(x, n.weight.shape, n.weight, n.variance_epsilon)
+            norm.forward = lambda x, n=norm: Norm.apply(x, n.weight, n.variance_epsilon)
         yield
     finally:
         model.set_attn_implementation(attention)

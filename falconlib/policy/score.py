@@ -67,18 +67,20 @@ class HeadLogprobs(torch.autograd.Function):
     def forward(ctx, states, weight, bias, tokens, temperature):
         logprobs, entropy = states.new_empty(len(states), dtype=torch.float32), states.new_empty(len(states), dtype=torch.float32)
         slope = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        # once: fresh memory costs more than the exponentials
+        room = torch.empty(2, min(CHUNK, len(states)), len(weight), device=states.device)
         for start in range(0, len(states), CHUNK):
             part = slice(start, start + CHUNK)
             degrees = temperature[part, None]
-            logits = F.linear(states[part], weight, bias).float().div_(degrees)
-            p = logits.softmax(-1)
-            top, best = p.max(-1, keepdim=True)  # at least 1 / V: its logarithm is exact where the token's own might be of 0
-            norm = logits.gather(-1, best) - top.log()  # log sum_v exp(logit_v)
-            logprobs[part] = (logits.gather(-1, tokens[part, None]) - norm).squeeze(-1)
-            entropy[part] = -torch.einsum("nv,nv->n", p, logits.sub_(norm))
+            logits, p = room[:, : len(degrees)]
+            logits.copy_(F.linear(states[part], weight, bias)).div_(degrees)
+            torch.exp(logits.sub_(logits.amax(-1, keepdim=True)), out=p)
+            total = p.sum(-1)
+            logprobs[part] = logits.gather(-1, tokens[part, None]).squeeze(-1) - total.log()
+            entropy[part] = total.log() - logits.mul_(p).sum(-1) / total  # two sums of one sign: nothing cancels
             if slope is not None:
-                p = p.to(weight.dtype)
-                slope[part] = ((weight.index_select(0, tokens[part]) - p @ weight) / degrees).to(slope.dtype)
+                mean = (p.to(weight.dtype) @ weight) / total[:, None]
+                slope[part] = ((weight.index_select(0, tokens[part]) - mean) / degrees).to(slope.dtype)
         ctx.save_for_backward(slope)
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy

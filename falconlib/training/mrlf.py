@@ -211,16 +211,10 @@ class MRLF:
 
     def save(self, step: int) -> None:
         """Writes a checkpoint of everything that the next step depends on."""
-        short = self.conductor.short_term
-        state = {
-            "arm": self.profile.train.arm,
-            "seed": self.seed,
-            "settings": self.settings(),
-            "pass_rate": self.pass_rate,
-            "totals": self.totals,
-            "micro_tokens": self.micro.tokens,
-            "short_term": short.state() if short is not None else None,
-        }
+        buffer = self.conductor.short_term
+        short = None if buffer is None else buffer.state()
+        state = {"arm": self.profile.train.arm, "seed": self.seed, "settings": self.settings(), "pass_rate": self.pass_rate}
+        state |= {"totals": self.totals, "micro_tokens": self.micro.tokens, "short_term": short}
         folder, keep = self.folder / "checkpoints", self.profile.train.keep
         if rank() == 0:
             checkpoint.save(folder, step, self.policy, self.optimizer, state, self.conductor.long_term, keep, self.critic)
@@ -228,22 +222,16 @@ class MRLF:
 
     def resume(self) -> int:
         """Loads the last checkpoint and cuts the logs to it; returns its step, 0 for a fresh start."""
-        found = checkpoint.existing(self.folder / "checkpoints")
-        step = 0
+        found, step = checkpoint.existing(self.folder / "checkpoints"), 0
+        remedy = f"delete {self.folder} or use another folder"
         if found:
             state = checkpoint.load(found[-1], self.policy, self.optimizer, self.critic)
             if (state["arm"], state["seed"]) != (self.profile.train.arm, self.seed):
-                raise FalconError(
-                    f"{found[-1]} belongs to arm {state['arm']}, seed {state['seed']}",
-                    f"delete {self.folder} or use another folder",
-                )
+                raise FalconError(f"{found[-1]} belongs to arm {state['arm']}, seed {state['seed']}", remedy)
             mine = self.settings()
             if other := [name for name in sorted({*mine, *state["settings"]}) if mine.get(name) != state["settings"].get(name)]:
                 was, now = state["settings"].get(other[0]), mine.get(other[0])
-                raise FalconError(
-                    f"{found[-1]} was made with other settings: {other[0]} {was} -> {now}",
-                    f"delete {self.folder} or use another folder",
-                )
+                raise FalconError(f"{found[-1]} was made with other settings: {other[0]} {was} -> {now}", remedy)
             step, self.pass_rate, self.totals = state["step"], state["pass_rate"], state["totals"]
             self.micro.tokens = state["micro_tokens"]
             if self.conductor.short_term is not None:
