@@ -1,16 +1,16 @@
 """One step of reinforcement learning here and in TRL, on the same prompts, completions, adapters and machine.
 
-    python benchmarks/rl_step.py [--prompts 8 --group 8 --tokens 96 --rank 16] [--json]
+    python benchmarks/rl_step.py [--prompts 8 --group 8 --tokens 96 --rank 16 --dtype bfloat16] [--json]
 
 Three parts, one process each, one after another: TRL's `GRPOTrainer`, our GRPO step, our FALCON step (two generation phases,
-inner and outer update, both memories). SmolLM2-135M in float32, LoRA on all linear layers. Every completion gets exactly
+inner and outer update, both memories). SmolLM2-135M, LoRA in float32 on all linear layers. Every completion gets exactly
 `--tokens` tokens (no part may stop early) and a reward that is a hash of its text (no group may be skipped for having no
 variance); all parts execute every program in the sandbox. TRL runs without gradient checkpointing: its faster way. Every part
 but the floor first makes an untimed small step of its own (see WARM_UP), so that cold memory and first calls do not count.
 The FALCON step is one whose tasks come for the first time: their short-term buffers hold this step's support only. A task that
 comes back brings up to 16 older episodes into the inner loop; in a study of some hundred tasks and steps few do.
 
-floor: 0.27 GFLOP per token and forward pass at the speed of a large matrix product measured in the same run; each distinct
+floor: 0.27 GFLOP per token and forward pass at the speed of a large float32 product measured in the same run; each distinct
 prompt and each completion token counted once for sampling and twice (forward, backward) for the update.
 `--json` prints one line: ratio_grpo_vs_trl, ratio_falcon_vs_trl, ratio_rollout_vs_generate (TRL's generation time / ours),
 share_of_floor, and the seconds of all parts.
@@ -32,6 +32,7 @@ from unittest import mock
 
 GFLOP_PER_TOKEN = 0.27  # SmolLM2-135M: 2 x 134.5 M weights, the tied vocabulary layer included
 TEMPERATURE = 0.7
+MICRO = {"bfloat16": 1536, "float32": 1024}  # tokens at once: more of them in float32 take longer, for the memory they touch
 WARM_UP = {"prompts": 2, "group": 4, "tokens": 8}
 
 
@@ -188,11 +189,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("prompts", 8), ("group", 8), ("tokens", 96), ("rank", 16)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the base's weights, in all parts")
-    parser.add_argument("--micro", type=int, default=1024, help="train.micro_tokens; 1536 is a little faster in bfloat16")
+    parser.add_argument("--dtype", choices=tuple(MICRO), default="bfloat16", help="of the base's weights, in all parts")
+    parser.add_argument("--micro", type=int, help="train.micro_tokens of our parts (default: what suits the type)")
     parser.add_argument("--part", choices=("trl", "grpo", "falcon", "floor"), help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="one line of JSON only")
     options = parser.parse_args()
+    options.micro = options.micro or MICRO[options.dtype]
     if options.part:
         work = {"trl": trl, "floor": floor}.get(options.part, lambda o: ours(o, o.part))
         if options.part != "floor":
