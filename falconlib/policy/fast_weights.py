@@ -18,6 +18,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+COPIED = 1 << 28  # [ours] adapted weights of up to so many numbers are stored twice while sampling: 15 % faster, for 0.5 GB
 Deltas = dict[str, torch.Tensor]  # name of a lora_B layer -> (tasks, out, r)
 
 
@@ -78,6 +79,7 @@ class FastWeights:
         }
         self.owners: dict[str, Any] = {name: model.get_submodule(name.partition(".lora_B.")[0]) for name in self.layers}
         self.rows = self.place = torch.empty(0, dtype=torch.long)
+        self.copies = sum(owner.get_base_layer().weight.numel() for owner in self.owners.values()) <= COPIED
         self.tasks = 0  # of the active deltas
         self.wants = ""  # "theta" or "delta": the backward to come is for these alone, and leaves the others out
 
@@ -131,16 +133,20 @@ class FastWeights:
             return learn
         up = [*([] if folded else [low_b.T]), *([] if low_delta is None else low_delta.transpose(1, 2))]  # (r, out) each
         with torch.no_grad():  # one product with (W, s B, s delta_0, ...) side by side: two and a sum take 1.15 times as long
-            wide = torch.cat([weight, *(scale * part.T for part in up)], 1) if up else weight
+            side = torch.cat([scale * part.T for part in up], 1) if up else weight[:, :0]
+            weight = torch.cat([weight, side], 1) if up and self.copies else weight
         if folded:  # few rows: 12 % faster in float32 with W stored by columns
-            wide = wide.T.contiguous().T
+            weight = weight.T.contiguous().T
 
         def sample(x: torch.Tensor, *_args, **_kwargs) -> torch.Tensor:
-            if up:
-                low = F.linear(x, low_a)
-                spread = [(self.place[:, None, :, None] * low[:, :, None]).flatten(2)] if moved else []
-                x = torch.cat([x, *([] if folded else [low]), *spread], -1)
-            return F.linear(x, wide, base.bias)
+            if not up:
+                return F.linear(x, weight, base.bias)
+            low = F.linear(x, low_a)
+            spread = [(self.place[:, None, :, None] * low[:, :, None]).flatten(2)] if moved else []
+            low = torch.cat([*([] if folded else [low]), *spread], -1)
+            if self.copies:
+                return F.linear(torch.cat([x, low], -1), weight, base.bias)
+            return F.linear(x, weight, base.bias) + F.linear(low, side)
 
         return sample
 

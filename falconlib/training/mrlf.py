@@ -270,10 +270,7 @@ class MRLF:
 
 def theta_hash(parameters: Sequence[torch.nn.Parameter]) -> str:
     """Hash of what a run starts from: another SFT adapter makes another run."""
-    bits = hashlib.sha256()
-    for p in parameters:
-        bits.update(p.detach().float().cpu().numpy().tobytes())
-    return bits.hexdigest()[:16]
+    return hashlib.sha256(b"".join(p.detach().float().cpu().numpy().tobytes() for p in parameters)).hexdigest()[:16]
 
 
 @contextmanager
