@@ -5,12 +5,14 @@
 Three parts, one process each, one after another: TRL's `GRPOTrainer`, our GRPO step, our FALCON step (two generation phases,
 inner and outer update, both memories). SmolLM2-135M, LoRA in float32 on all linear layers. Every completion gets exactly
 `--tokens` tokens (no part may stop early) and a reward that is a hash of its text (no group may be skipped for having no
-variance); all parts execute every program in the sandbox. TRL runs without gradient checkpointing: its faster way. Every part
+variance); all parts execute every program in the sandbox. TRL runs without gradient checkpointing, its faster way, with its
+own bf16 where the base has that type, in micro-batches of `--group` rows; ours take `--micro` tokens at once (MICRO: what was
+fastest on one machine for each type; the library's default is 1024). One run is one step of each: repeat it. Every part
 but the floor first makes an untimed small step of its own (see WARM_UP), so that cold memory and first calls do not count.
 The FALCON step is one whose tasks come for the first time: their short-term buffers hold this step's support only. A task that
 comes back brings up to 16 older episodes into the inner loop; in a study of some hundred tasks and steps few do.
 
-floor: 0.27 GFLOP per token and forward pass at the speed of a large float32 product measured in the same run; each distinct
+floor: 0.27 GFLOP per token and forward pass at the speed of a large product of that type, measured in the same run; each distinct
 prompt and each completion token counted once for sampling and twice (forward, backward) for the update.
 `--json` prints one line: ratio_grpo_vs_trl, ratio_falcon_vs_trl, ratio_rollout_vs_generate (TRL's generation time / ours),
 share_of_floor, and the seconds of all parts.
@@ -138,9 +140,9 @@ def trl(options) -> dict:
         settings = GRPOConfig(
             output_dir=folder, max_steps=1, num_generations=options.group, per_device_train_batch_size=options.group,
             gradient_accumulation_steps=options.prompts, max_completion_length=options.tokens, temperature=TEMPERATURE, top_k=0,
-            generation_kwargs={"min_new_tokens": options.tokens}, gradient_checkpointing=False, bf16=False, use_cpu=True,
-            learning_rate=profile.train.lr, report_to="none", save_strategy="no", dataloader_pin_memory=False, beta=0.0,
-            disable_tqdm=True, epsilon=profile.train.clip_low, epsilon_high=profile.train.clip_high,
+            generation_kwargs={"min_new_tokens": options.tokens}, gradient_checkpointing=False, use_cpu=True,
+            bf16=options.dtype == "bfloat16", learning_rate=profile.train.lr, report_to="none", save_strategy="no", beta=0.0,
+            dataloader_pin_memory=False, disable_tqdm=True, epsilon=profile.train.clip_low, epsilon_high=profile.train.clip_high,
         )  # fmt: skip
         targets = lora_targets(policy.model, 0)
         lora = peft.LoraConfig(r=options.rank, lora_alpha=2 * options.rank, target_modules=targets, task_type="CAUSAL_LM")
@@ -165,7 +167,7 @@ def floor(options) -> dict:
     from falconlib import prompts
 
     _, policy, tasks = setting(options, "base")
-    x, w, best = torch.randn(4096, 576), torch.randn(1536, 576), 0.0
+    x, w, best = *(torch.randn(n, 576, dtype=getattr(torch, options.dtype)) for n in (4096, 1536)), 0.0
     for _ in range(20):
         start = time.perf_counter()
         for _ in range(5):

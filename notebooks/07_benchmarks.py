@@ -48,7 +48,7 @@ from falconlib.errors import FalconError
 from falconlib.evaluation.score import FILES, summarise
 from falconlib.evaluation.stats import pass_at_k, wilson
 from falconlib.evaluation.submissions import card_text
-from falconlib.files import read_json
+from falconlib.files import read_json, sha256
 from falconlib.records import STATUSES
 from falconlib.reporting import figures, start, tables
 from falconlib.reporting.overview import where_we_are
@@ -105,12 +105,10 @@ for folder in (folder for folders in runs.values() for folder in folders):
         if (folder / name).is_file():
             stage.find(f"train/{folder.name}/{name}")  # notes in the manifest what was read
     cards[folder.name] = read_json(folder / "card.json")["zero-shot"]
-beside = [train.parent / "01_tasks/leakage.csv", *train.parent.glob("modes/*/*.gz")]
-for file in [file for file in beside if file.is_file()]:
+for file in [*train.parent.glob("01_tasks/leakage.csv"), *train.parent.glob("modes/*/*.gz")]:
     stage.find(file.relative_to(train.parent).as_posix())
-searches = [base / "search/search.jsonl" for base in (train.parent, reference_roots(train.parent.name)[0])]
-if any(log.is_file() for log in searches):  # how many learning rates were tried for an arm
-    stage.find("search/search.jsonl")
+if any((base / "search/search.jsonl").is_file() for base in (train.parent, reference_roots(train.parent.name)[0])):
+    stage.find("search/search.jsonl")  # how many learning rates were tried for an arm
 shared = ("benchmarks", "decoding", "limits", "judge", "estimator", "interval")
 for name, card in cards.items():
     odd = [field for field in shared if card[field] != cards[first][field]]
@@ -118,7 +116,10 @@ for name, card in cards.items():
 for file in sorted(train.parent.glob("modes/*/card.json")):  # sampled after training, without a judge
     for mode, card in read_json(stage.find(file.relative_to(train.parent).as_posix())).items():
         odd = [field for field in shared if field != "judge" and card[field] != cards[first][field]]
-        assert not odd, f"{mode} of {file.parent.name} was evaluated with other {', '.join(odd)} than {first}: sample it again"
+        odd += ["seeds"] * (card["seeds"] != [int(file.parent.name.rpartition("-s")[2])])
+        own = (train / file.parent.name).glob("adapter/adapter_model.*")  # most are not published
+        odd += ["adapter"] * any(sha256(weights)[:16] not in card["model"] for weights in own)
+        assert not odd, f"{mode} of {file.parent.name} was sampled with other {', '.join(odd)} than its run: sample it again"
 for file in sorted(train.parent.glob("modes/*/samples*.gz")):
     known = read_json(file.with_name("card.json")) if file.with_name("card.json").is_file() else {}
     if file.name not in [FILES[mode] for mode in known]:

@@ -240,8 +240,10 @@ else:
 # A change of FALCON's settings is kept when it solves more **validation** tasks; no test task is looked at. Each line is one
 # change against the default at the same learning rate and seed, paired by task over all validation sets, in percentage points
 # of pass@1 with a 95 % interval (bootstrap over tasks). Rows and samples are committed in `search/hypotheses/<change>/`, each
-# made by `falconlib search --arms falcon --grid RATE --set eval.samples=4 --set tasks.eval_limit=0 --set CHANGE` in a folder of
-# its own (`FALCON_RESULTS`); the lab book, LOG.md, tells why they were tried.
+# made by
+# `falconlib search --profile PROFILE --arms falcon --grid RATE --set eval.samples=4 --set tasks.eval_limit=0 --set CHANGE`
+# in a folder of its own (`FALCON_RESULTS`) that holds the run's `train/sft-s0`; the lab book, LOG.md, tells why they were tried.
+# Tasks are pooled here; `value` in `search.jsonl` is the mean over the sets, in which the small set of `basics` counts as much.
 
 # %%
 words = {
@@ -252,23 +254,28 @@ words = {
 
 
 def validated(change):
-    """(arm, rate) -> its sampled programs on the validation tasks, all sets taken as one."""
+    """(arm, rate, seed, steps) -> its sampled programs on the validation tasks, all sets taken as one."""
     log = JsonLines(stage.find(f"search/hypotheses/{change}/search.jsonl"))
-    runs = {(row["arm"], row["lr"]): f"{row['arm']}-lr{row['lr']:g}/validation.jsonl.gz" for row in log.rows()}
-    files = {run: stage.find(f"search/hypotheses/{change}/{name}") for run, name in runs.items()}
+    runs = [(row["arm"], row["lr"], row["seed"], row["steps"]) for row in log.rows()]
+    places = {run: f"search/hypotheses/{change}/{run[0]}-lr{run[1]:g}/validation.jsonl.gz" for run in runs}
+    files = {run: stage.find(place) for run, place in places.items()}
     return {run: [replace(s, benchmark="validation") for s in load_samples(file) if not s.greedy] for run, file in files.items()}
 
 
 # %%
 tested = next((base / "search/hypotheses" for base in (stage.root, logs.parent) if (base / "search/hypotheses").is_dir()), None)
-changes = {folder.name for folder in tested.iterdir()} - {"default"} if tested else set()
+changes = {folder.name for folder in tested.iterdir() if folder.is_dir()} - {"default"} if tested else set()
+assert not changes or (tested / "default").is_dir(), f"{tested} lacks the runs of the default: search with no change"
 default, pairs = validated("default") if changes else {}, {}
 for change in sorted(changes, key=[*words, *sorted(changes)].index):
-    pairs |= {(change, *run): ([own], [default[run]]) for run, own in validated(change).items()}
+    changed = validated(change)
+    alone = [run for run in changed if run not in default]
+    assert not alone, f"{change}: the default was not run with arm, rate, seed, steps {alone[0]}"
+    pairs |= {(change, *run): ([own], [default[run]]) for run, own in changed.items()}
 rows = []
 for row in pass_differences(pairs, ks=(1,), draws=draws).itertuples():
-    change, arm, rate = row.comparison
-    size = {"tasks": row.n, "samples": len(default[arm, rate]) // row.n}
+    change, arm, rate, *_ = row.comparison
+    size = {"tasks": row.n, "samples": len(default[row.comparison[1:]]) // row.n}
     rows.append({"hypothesis": words.get(change, ""), "change": change, "arm": arm, "rate": rate, **size})
     rows[-1] |= {"difference": row.difference, "low": row.ci_low, "high": row.ci_high}
 names = ["hypothesis", "change", "arm", "rate", "tasks", "samples", "difference", "low", "high"]

@@ -155,17 +155,24 @@ def test_sampling_sees_the_policy_that_scoring_sees(model, moved, tmp_path, monk
 def test_the_vocabulary_layer_is_exact_on_sharp_and_flat_distributions(dtype, temperature):
     """Against float64, on the logits of that type: tokens whose probability is 0 in float32 among them."""
     generator = torch.Generator().manual_seed(0)
-    states, weight = (torch.randn(n, 16, generator=generator).to(dtype) for n in (40, 3000))
+    states, weight = (torch.randn(n, 16, generator=generator).to(dtype) for n in (300, 3000))  # chunks, the last one not full
     states, bias, tokens = (
-        3 * states,
+        (3 * states).requires_grad_(),
         torch.randn(3000, generator=generator).to(dtype),
-        torch.randint(3000, (40,), generator=generator),
+        torch.randint(3000, (300,), generator=generator),
     )
-    logits = torch.nn.functional.linear(states, weight, bias).double() / temperature
-    logp = torch.log_softmax(logits, -1)
-    found, entropy = HeadLogprobs.apply(states, weight, bias, tokens, torch.full((40,), temperature))
-    assert torch.allclose(found.double(), logp.gather(-1, tokens[:, None])[:, 0], rtol=1e-5, atol=1e-4)
-    assert torch.allclose(entropy.double(), -(logp.exp() * logp).sum(-1), atol=1e-3) and entropy.min() > -1e-6
+    bias[7], tokens[tokens == 7] = -torch.inf, 8  # a masked word
+    exact = torch.nn.functional.linear(states, weight, bias).double() / temperature
+    logp = torch.log_softmax(exact, -1)
+    of_tokens = logp.gather(-1, tokens[:, None])[:, 0]
+    found, entropy = HeadLogprobs.apply(states, weight, bias, tokens, torch.full((300,), temperature))
+    assert torch.allclose(found.double(), of_tokens, rtol=1e-5, atol=1e-4)
+    assert torch.allclose(entropy.double(), -torch.special.xlogy(logp.exp(), logp.exp()).sum(-1), atol=1e-3)
+    assert entropy.min() > -1e-6
+    ours, expected = (
+        torch.autograd.grad(x.double().sin().sum(), states, retain_graph=True)[0].float() for x in (found, of_tokens)
+    )
+    assert (ours - expected).norm() < {torch.float32: 1e-4, torch.bfloat16: 0.05}[dtype] * expected.norm()
 
 
 @pytest.mark.parametrize("scale", [0.1, 0.0], ids=["adapted", "first inner step"])

@@ -4,7 +4,10 @@ import contextlib
 import functools
 import itertools
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -91,6 +94,50 @@ def test_a_run_killed_between_checkpoints_resumes_to_the_same_bytes(tmp_path, pr
     if arm == "falcon":
         hashes = [LongTermMemory(f / "memory.sqlite", get_embedder("hashed")).content_hash() for f in (whole, cut)]
         assert hashes[0] == hashes[1]
+
+
+KILLED_AT = {  # what dies, at which of its calls: within the third step, or while a checkpoint is half written
+    "update": (lambda run: run.optimizer, "step", 3),
+    "memory": (lambda run: run.conductor, "remember", 3),
+    "record": (lambda run: run.timings, "append", 3),
+    "checkpoint": (lambda run: checkpoint.os, "fsync", 8),
+}
+
+
+def run_and_die(folder, profile, place):
+    """In a process of its own: a run that is killed by SIGKILL."""
+    run = make_run(folder, profile, ScriptedSandbox())
+    owner, name, last = KILLED_AT[place]
+    work, calls = getattr(owner(run), name), itertools.count(1)
+
+    def fatal(*args, **kwargs):
+        if next(calls) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return work(*args, **kwargs)
+
+    setattr(owner(run), name, fatal)
+    run.run(progress=False)
+
+
+@pytest.mark.slow
+def test_a_run_killed_anywhere_resumes_to_the_same_bytes(tmp_path, profile, scripted_sandbox):
+    profile, whole = override(profile, {"train.steps": 4, "train.keep": 9}), tmp_path / "whole"
+    whole.mkdir()
+    make_run(whole, profile, scripted_sandbox).run(progress=False)
+    for place in KILLED_AT:
+        cut = tmp_path / place
+        cut.mkdir()
+        process = multiprocessing.get_context("spawn").Process(target=run_and_die, args=(cut, profile, place))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, place
+        assert not (cut / "checkpoints" / "step-000004").exists()
+        resumed = make_run(cut, profile, scripted_sandbox)
+        assert resumed.resume() == (1 if place == "checkpoint" else 2), place
+        resumed.run(progress=False)
+        assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes(), place
+        theta = [checkpoint.existing(f / "checkpoints")[-1] / "theta.safetensors" for f in (whole, cut)]
+        assert theta[0].read_bytes() == theta[1].read_bytes(), place
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from falconlib.evaluation.score import FILES, load_samples
-from falconlib.files import write_text
+from falconlib.files import read_json, sha256, write_text
 from falconlib.notebook import read_cells
 
 REPO = Path(__file__).resolve().parents[1]
@@ -98,6 +98,29 @@ def test_no_file_of_a_reference_names_a_place_of_the_machine():
         assert not [place for place in places if place in text], path
     for path in REFERENCE.rglob("*.jsonl.gz"):  # programs may well speak of /home
         assert str(REPO).encode() not in gzip.decompress(path.read_bytes()), path
+
+
+def test_files_are_those_that_the_manifests_speak_of():
+    """Nobody changed a committed sample, log, table or figure by hand."""
+    seen = 0
+    for path in sorted(REFERENCE.rglob("manifest.json")):
+        manifest = read_json(path)
+        base = next(folder for folder in path.parents if (folder / manifest["stage"]).is_dir())
+        for name, digest in (manifest["outputs"] | manifest["read"]).items():
+            if (base / name).is_file():
+                assert sha256(base / name) == digest, f"{base / name} is not the file of {path}"
+                seen += 1
+    assert seen > 300
+
+
+def test_the_card_of_a_published_adapter_evaluates_as_its_study_did():
+    from falconlib.cli import parser
+
+    cards = sorted(REFERENCE.glob("*/train/*/adapter/README.md"))
+    assert len(cards) == 6
+    for card in cards:
+        options = parser().parse_args(shlex.split(re.search(r"`falconlib (eval [^`]+)`", card.read_text(encoding="utf-8"))[1]))
+        assert options.profile == card.parents[3].name and options.tasks == "humaneval", card
 
 
 def test_the_sweep_that_08_prints_names_an_adapter_that_is_there(again):

@@ -361,8 +361,8 @@ def test_a_line_says_its_mode_and_that_it_has_fewer_seeds():
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [
         "base",
         "falcon",
-        "base +LTM, seeds 1",
-        "falcon +LTM, seeds 1",
+        "base +LTM, 1 of 3 seeds",
+        "falcon +LTM, 1 of 3 seeds",
     ]
     figure.canvas.draw()
     assert {"20%", "40%"} <= {t.get_text() for t in figure.axes[0].get_xticklabels()}

@@ -74,9 +74,9 @@ class HeadLogprobs(torch.autograd.Function):
             degrees = temperature[part, None]
             logits, p = room[:, : len(degrees)]
             logits.copy_(F.linear(states[part], weight, bias)).div_(degrees)
-            torch.exp(logits.sub_(logits.amax(-1, keepdim=True)), out=p)
-            total = p.sum(-1)
-            logprobs[part] = logits.gather(-1, tokens[part, None]).squeeze(-1) - total.log()
+            own = logits.sub_(logits.amax(-1, keepdim=True)).gather(-1, tokens[part, None]).squeeze(-1)
+            total = torch.exp(logits.clamp_(min=-1e4), out=p).sum(-1)  # a word that is masked with -inf adds 0, not 0 times it
+            logprobs[part] = own - total.log()
             entropy[part] = total.log() - logits.mul_(p).sum(-1) / total  # two sums of one sign: nothing cancels
             if slope is not None:
                 mean = (p.to(weight.dtype) @ weight) / total[:, None]

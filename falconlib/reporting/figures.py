@@ -103,7 +103,8 @@ def pass_rates(frame: pd.DataFrame) -> Figure:
     frame: a main table (tables.MAIN). A line of fewer seeds than the others says how many.
     """
     names = frame["arm"] + (" " + frame["mode"]).where(frame["mode"] != "zero-shot", "")
-    names += (", seeds " + frame["seeds"].astype(str)).where(frame["seeds"] < frame["seeds"].max(), "")
+    most = frame["seeds"].max()
+    names += (", " + frame["seeds"].astype(str) + f" of {most} seeds").where(frame["seeds"] < most, "")
     groups, lines = list(frame.assign(name=names).groupby(["benchmark", "metric"], sort=False)), list(dict.fromkeys(names))
     figure, axes = _panels(len(groups), height=1.6 + 0.24 * len(lines), sharey=True)
     styles = look(list(dict.fromkeys(frame["mode"])))
