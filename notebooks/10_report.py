@@ -292,9 +292,8 @@ costs = main[["arm", "seeds", "completions", "trained_tokens", "wall_s", "config
 solved, points = "Percent of problems solved", "Percentage points with 95 % intervals"
 paid = "Cost of an arm, the mean of its seeds (tokens without its SFT start; seconds with the evaluation of its own stage; "
 paid += "configs_tried: in the search for its rate; further ones of FALCON, if any, stand under Hypotheses)"
-if (main["mode"] != "zero-shot").any():
-    solved += "; +STM adapt and best-of-K spend more programs than one on the tests that a problem shows, and an arm without a "
-    solved += "long-term memory recalls from FALCON's"
+if main["mode"].isin(["+STM adapt", "best-of-K"]).any():
+    solved += "; +STM adapt and best-of-K spend more programs than one on the tests that a problem shows"
 from_here = "" if not stage.from_reference else "* Not made by this run, read from the committed results: "
 from_here += ", ".join(f"`{name}`" for name in dict.fromkeys(stage.from_reference) if name.startswith(("tables", "figures")))
 contrasts = readable(tables["contrasts"]).replace({"difference, points": {"": "not run"}})

@@ -101,14 +101,14 @@ def test_no_file_of_a_reference_names_a_place_of_the_machine():
 
 
 def test_files_are_those_that_the_manifests_speak_of():
-    """Nobody changed a committed sample, log, table or figure by hand."""
+    """Nobody changed what a stage wrote or read: samples, metrics, tables, figures, cards."""
     seen = 0
     for path in sorted(REFERENCE.rglob("manifest.json")):
         manifest = read_json(path)
         base = next(folder for folder in path.parents if (folder / manifest["stage"]).is_dir())
         for name, digest in (manifest["outputs"] | manifest["read"]).items():
-            if (base / name).is_file():
-                assert sha256(base / name) == digest, f"{base / name} is not the file of {path}"
+            for place in [p for p in (base / name, REPO / name) if p.is_file()][:1]:
+                assert sha256(place) == digest, f"{place} is not the file of {path}"
                 seen += 1
     assert seen > 300
 
@@ -117,7 +117,7 @@ def test_the_card_of_a_published_adapter_evaluates_as_its_study_did():
     from falconlib.cli import parser
 
     cards = sorted(REFERENCE.glob("*/train/*/adapter/README.md"))
-    assert len(cards) == 6
+    assert cards
     for card in cards:
         options = parser().parse_args(shlex.split(re.search(r"`falconlib (eval [^`]+)`", card.read_text(encoding="utf-8"))[1]))
         assert options.profile == card.parents[3].name and options.tasks == "humaneval", card
