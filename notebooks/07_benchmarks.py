@@ -125,7 +125,7 @@ for file in sorted(train.parent.glob("modes/*/samples*.gz")):
     if file.name not in [FILES[mode] for mode in known]:
         print(f"{file.parent.name}/{file.name} has no evaluation card: how it was sampled could not be checked")
 print("arms and seeds:", ", ".join(cards))
-if stage.from_reference:
+if any(name.startswith("train/") for name in stage.from_reference):
     print(f"These runs were not made here: they are the committed reference results of profile {train.parent.name}.")
 
 # %% [markdown]
