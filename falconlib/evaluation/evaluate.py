@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MODES = {mode.lower().lstrip("+").replace(" ", "-"): mode for mode in FILES}  # as the command line spells them
+ROWS = 192  # [ours] completions at once: many end early, and a batch lasts as long as its longest
 COLUMNS = ("mode", "benchmark", "metric", "value", "ci_low", "ci_high", "n", "completions", "timeouts", "unknown")
 
 
@@ -102,23 +103,19 @@ def complete(
     settings = conductor.profile.eval
     rendered = [p for p, _, _ in conductor.prompts([t for _, t in problems], mode == "+LTM")]
     texts, found = [p.text for p in rendered], []
-    plans = [(True, [Row(i, 0, i) for i in range(len(problems))])]
-    if settings.samples:
-        each = range(settings.samples)
-        rows = [Row(i, stream_seed(seed, 0, f"eval|{t.task_id}", k), i) for i, (_, t) in enumerate(problems) for k in each]
-        plans.append((False, rows))
-    for greedy, rows in plans:
-        with tqdm(total=len(rows), desc=f"{mode} {'greedy' if greedy else 'sampled'}", disable=not progress) as bar:
-            completions = generate(
-                conductor.policy, texts, rows,
-                max_new_tokens=settings.max_new_tokens, temperature=0.0 if greedy else settings.temperature,
-                top_p=settings.top_p, stop=prompts.STOP, progress=bar.update, deltas=deltas,
-            )  # fmt: skip
-        for place, (row, c) in enumerate(zip(rows, completions, strict=True)):
-            benchmark, task = problems[row.prompt]
-            index = 0 if greedy else place % settings.samples
-            code = prompts.extract_program(c.text, rendered[row.prompt].prefix, task.entry_point)
-            found.append(Sample(task.task_id, benchmark, index, c.text, code, greedy, len(c.tokens)))
+    rows = [Row(i, 0, i, greedy=True) for i in range(len(problems))]  # with the sampled ones: prompts are prefilled once
+    for i, (_, task) in enumerate(problems):
+        rows += [Row(i, stream_seed(seed, 0, f"eval|{task.task_id}", k), i) for k in range(settings.samples)]
+    with tqdm(total=len(rows), desc=mode, disable=not progress) as bar:
+        completions = generate(
+            conductor.policy, texts, rows, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature,
+            top_p=settings.top_p, stop=prompts.STOP, deltas=deltas, batch_rows=ROWS, progress=bar.update,
+        )  # fmt: skip
+    for place, (row, c) in enumerate(zip(rows, completions, strict=True)):
+        benchmark, task = problems[row.prompt]
+        index = 0 if row.greedy else (place - len(problems)) % settings.samples
+        code = prompts.extract_program(c.text, rendered[row.prompt].prefix, task.entry_point)
+        found.append(Sample(task.task_id, benchmark, index, c.text, code, row.greedy, len(c.tokens)))
     return found
 
 

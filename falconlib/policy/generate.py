@@ -27,11 +27,13 @@ NUCLEUS = 256  # [ours] top_p looks among so many tokens first: a text model is 
 
 @dataclass(frozen=True)
 class Row:
-    """One completion to sample. prompt: index of its prompt; seed: of its random stream; task: row of the fast weights."""
+    """One completion. prompt: index of its prompt; seed: of its random stream; task: row of the fast weights; greedy: always the
+    likeliest token."""
 
     prompt: int
     seed: int
     task: int = 0
+    greedy: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,11 @@ class Preallocated(DynamicLayer):
     def get_seq_length(self) -> int:
         return self.length if self.is_initialized else 0
 
-    def keep(self, rows: torch.Tensor) -> None:
-        """Drops all rows but these."""
-        self.keys, self.values = self.keys[rows], self.values[rows]
+    def keep(self, count: int, holes: torch.Tensor, last: torch.Tensor) -> None:
+        """The first `count` rows, with the rows `last` moved into the `holes`: nothing else is copied."""
+        for states in (self.keys, self.values):
+            states[holes, :, : self.length] = states[last, :, : self.length]
+        self.keys, self.values = self.keys[:count], self.values[:count]
 
 
 @torch.no_grad()
@@ -95,7 +99,7 @@ def generate(
 
     Args:
         prompts: rendered texts. rows: which prompt, random stream and fast weights each completion uses.
-        temperature: 0 is greedy; log-probs are taken at it. top_p < 1 is off-policy: for evaluation only.
+        temperature: 0 makes every row greedy; log-probs are taken at it. top_p < 1 is off-policy: for evaluation only.
         stop: a completion ends behind the first of these texts. deltas: fast weights, one per `Row.task`.
         batch_rows: rows computed at once. progress: called with the number of rows that ended.
 
@@ -112,7 +116,8 @@ def generate(
                 f"prompt of {len(ids)} tokens + {max_new_tokens} new ones; the context holds {limit}: {text[:60]!r}..."
             )
     done: list[Completion | None] = [None] * len(rows)
-    order = sorted(range(len(rows)), key=lambda i: (len(encoded[rows[i].prompt]), i))  # like lengths together: less padding
+    # like lengths together: less padding
+    order = sorted(range(len(rows)), key=lambda i: (len(encoded[rows[i].prompt]), rows[i].prompt, i))
     with FastWeights(policy.model).active(deltas) as adapted:
         fast = adapted if deltas is not None else None  # theta alone: all tasks share it
         sampler = decode_seq2seq if policy.seq2seq else decode_batch
@@ -205,18 +210,22 @@ def decode_batch(policy, encoded, rows, max_new_tokens, temperature, top_p, stop
     ending, alive = Ending(policy, len(rows), stop), list(range(len(rows)))
     uniform = torch.stack([stream(r.seed, max_new_tokens) for r in rows]).to(policy.device)
     for step in range(max_new_tokens):
-        token, logprob = sample(logits, uniform[alive, step], temperature, top_p)
-        values = logprob.tolist() if temperature > 0 else [None] * len(alive)
+        token, values = choose(logits, uniform[alive, step], [rows[i] for i in alive], temperature, top_p)
         open_rows = [k for k, (t, p) in enumerate(zip(token.tolist(), values, strict=True)) if not ending.add(alive[k], t, p)]
         progress(len(alive) - len(open_rows))
         if not open_rows or step == max_new_tokens - 1:
             progress(len(open_rows))
             break
         if len(open_rows) < len(alive):
-            keep = torch.tensor(open_rows, device=policy.device)
-            token, mask, position, alive = token[keep], mask[keep], position[keep], [alive[k] for k in open_rows]
+            count, order = len(open_rows), list(range(len(open_rows)))
+            holes, last = sorted({*order} - {*open_rows}), [k for k in open_rows if k >= count]
+            for hole, row in zip(holes, last, strict=True):
+                order[hole] = row
+            keep = torch.tensor(order, device=policy.device)
+            token, mask, position, alive = token[keep], mask[keep], position[keep], [alive[k] for k in order]
+            moved = torch.tensor([holes, last], dtype=torch.long, device=policy.device)
             for layer in cache.layers:
-                layer.keep(keep)
+                layer.keep(count, *moved)
             if fast:
                 fast.select(torch.tensor([rows[i].task for i in alive], device=policy.device))
         mask = torch.cat([mask, mask.new_ones(len(alive), 1)], 1)
@@ -239,9 +248,9 @@ def decode_seq2seq(policy, encoded, rows, max_new_tokens, temperature, top_p, st
         step_input = {"encoder_outputs": encoder, "attention_mask": mask, "decoder_input_ids": token[:, None]}
         out = policy.inner(**step_input, past_key_values=cache, use_cache=True)
         cache = out.past_key_values
-        token, logprob = sample(out.logits[:, -1], uniform[:, step], temperature, top_p)
+        token, values = choose(out.logits[:, -1], uniform[:, step], rows, temperature, top_p)
         for i in sorted(alive):
-            if ending.add(i, int(token[i]), float(logprob[i]) if temperature > 0 else None):
+            if ending.add(i, int(token[i]), values[i]):
                 alive.discard(i)
                 progress(1)
         if not alive:
@@ -253,6 +262,17 @@ def decode_seq2seq(policy, encoded, rows, max_new_tokens, temperature, top_p, st
 def stream(seed: int, count: int) -> torch.Tensor:
     """`count` uniform numbers of the random stream `seed`, float64."""
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def choose(
+    logits: torch.Tensor, uniform: torch.Tensor, rows: Sequence[Row], temperature: float, top_p: float
+) -> tuple[torch.Tensor, list[float | None]]:
+    """Tokens (R,) from logits (R, V) and each one's log-prob: None of a greedy row."""
+    token, logprob = sample(logits, uniform, temperature, top_p)
+    greedy = [row.greedy for row in rows]
+    if any(greedy):
+        token[greedy] = logits[greedy].argmax(-1)
+    return token, [None if own or temperature == 0 else p for own, p in zip(greedy, logprob.tolist(), strict=True)]
 
 
 def sample(logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
