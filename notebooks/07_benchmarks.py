@@ -56,7 +56,7 @@ from falconlib.reporting.pairs import pass_differences, planned_contrasts
 from falconlib.reporting.programs import side_by_side, verdict
 from falconlib.reporting.report import in_short
 from falconlib.reporting.run import reference_roots
-from falconlib.reporting.tables import main_table, metrics_table, mode_samples, plain, summary, training_runs
+from falconlib.reporting.tables import main_table, metrics_table, mode_samples, plain, sample_file, summary, training_runs
 from falconlib.tasks import load_tasks
 
 # %% tags=["parameters"]
@@ -93,38 +93,42 @@ print(f"pass@1, 2, 4 of one pass in four samples: {by_hand}; 0 of 16 solved: bet
 # %% [markdown]
 # ## Which runs are compared
 #
-# Every complete training run in the folder. Their evaluation cards must agree on problems, decoding and limits: else their
-# numbers may not stand in one table, and the next cell stops.
+# Every complete training run in the folder. What `falconlib eval --out` sampled later (`modes/<arm>-s<seed>/`) stands in place
+# of a run's own samples: in other modes, or on more problems. The evaluation cards must agree on problems, decoding and limits:
+# else the numbers may not stand in one table, and the next cell stops. A mode may have met fewer problems than zero-shot (`n`);
+# it is compared on those.
 
 # %%
 first = f"{stage.profile.arms[0]}-s{stage.profile.seeds[0]}"
 train = stage.find(f"train/{first}/samples.jsonl.gz").parents[1]
 runs, cards = training_runs(train), {}
 for folder in (folder for folders in runs.values() for folder in folders):
-    for name in sorted({*FILES.values(), "card.json", "budget.json", "metrics.jsonl"}):
-        if (folder / name).is_file():
-            stage.find(f"train/{folder.name}/{name}")  # notes in the manifest what was read
-    cards[folder.name] = read_json(folder / "card.json")["zero-shot"]
-for file in [*train.parent.glob("01_tasks/leakage.csv"), *train.parent.glob("modes/*/*.gz")]:
+    for name in [name for name in ("budget.json", "metrics.jsonl") if (folder / name).is_file()]:
+        stage.find(f"train/{folder.name}/{name}")  # notes in the manifest what was read
+    for mode, file in [(mode, file) for mode in FILES if (file := sample_file(folder, mode))]:
+        card = file.with_name("card.json")
+        known = read_json(card) if card.is_file() else {}
+        for name in [path.relative_to(train.parent).as_posix() for path in (file, card) if path.is_file()]:
+            stage.find(name)
+        if mode in known:
+            cards[mode, folder.name] = known[mode]
+        else:
+            print(f"{folder.name}, {mode}: no evaluation card: how it was sampled could not be checked")
+for file in train.parent.glob("01_tasks/leakage.csv"):
     stage.find(file.relative_to(train.parent).as_posix())
 if any((base / "search/search.jsonl").is_file() for base in (train.parent, reference_roots(train.parent.name)[0])):
     stage.find("search/search.jsonl")  # how many learning rates were tried for an arm
-shared = ("benchmarks", "decoding", "limits", "judge", "estimator", "interval")
-for name, card in cards.items():
-    odd = [field for field in shared if card[field] != cards[first][field]]
-    assert not odd, f"{name} was evaluated with other {', '.join(odd)} than {first}: run its stage again"
-for file in sorted(train.parent.glob("modes/*/card.json")):  # sampled after training, without a judge
-    for mode, card in read_json(stage.find(file.relative_to(train.parent).as_posix())).items():
-        odd = [field for field in shared if field != "judge" and card[field] != cards[first][field]]
-        name, model = file.parent.name, card["model"]
-        odd += ["seeds"] * (not name.endswith(f"-s{card['seeds'][0]}"))
-        odd += ["adapter"] * (not name.startswith("base-") and f"{name}/adapter" not in model)
-        assert not odd, f"{mode} of {name} was sampled with other {', '.join(odd)} than its run: sample it again"
-for file in sorted(train.parent.glob("modes/*/samples*.gz")):
-    known = read_json(file.with_name("card.json")) if file.with_name("card.json").is_file() else {}
-    if file.name not in [FILES[mode] for mode in known]:
-        print(f"{file.parent.name}/{file.name} has no evaluation card: how it was sampled could not be checked")
-print("arms and seeds:", ", ".join(cards))
+assert ("zero-shot", first) in cards, f"{first} has no zero-shot evaluation card: run its stage again"
+whole = cards["zero-shot", first]
+for (mode, name), card in cards.items():
+    like = next(known for (own, _), known in cards.items() if own == mode)
+    odd = [field for field in ("benchmarks", "decoding", "judge") if card[field] != like[field]]
+    odd += [field for field in ("limits", "estimator", "interval") if card[field] != whole[field]]
+    odd += [name for name in ("max_new_tokens", "temperature", "top_p") if card["decoding"][name] != whole["decoding"][name]]
+    odd += ["seeds"] * (not name.endswith(f"-s{card['seeds'][0]}"))
+    odd += ["adapter"] * (not name.startswith("base-") and f"{name}/adapter" not in card["model"])
+    assert not odd, f"{mode} of {name} was sampled with other {', '.join(odd)} than the rest: sample it again"
+print("arms and seeds:", ", ".join(name for mode, name in cards if mode == "zero-shot"))
 if any(name.startswith("train/") for name in stage.from_reference):
     print(f"These runs were not made here: they are the committed reference results of profile {train.parent.name}.")
 
@@ -134,8 +138,8 @@ if any(name.startswith("train/") for name in stage.from_reference):
 # What somebody needs to repeat the table below.
 
 # %%
-whole = {"model": cards[first]["model"] + "; the other arms: with their own adapter", "seeds": list(stage.profile.seeds)}
-print(card_text(cards[first] | whole))
+others = {"model": whole["model"] + "; the other arms: with their own adapter", "seeds": list(stage.profile.seeds)}
+print(card_text(whole | others))
 
 # %% [markdown]
 # ## The main table
@@ -173,7 +177,7 @@ display(Image(filename=str(stage.path("figures/solved.png")), metadata={"alt": a
 # %%
 by_seed = {(arm, mode): own for arm, folders in runs.items() for mode, own in mode_samples(folders).items()}
 samples = {key: list(own.values()) for key, own in by_seed.items()}
-tries, rows = [2**i for i in range(cards[first]["decoding"]["samples"].bit_length())], []
+tries, rows = [2**i for i in range(whole["decoding"]["samples"].bit_length())], []
 for arm in runs:
     found = summarise(samples[arm, "zero-shot"], tries, draws=stage.profile.eval.bootstrap)
     rows += [{"arm": arm, "k": int(row["metric"].split("@")[1]), **row} for row in found if row["metric"] != "greedy"]

@@ -57,7 +57,7 @@ from falconlib.reporting import figures, start
 from falconlib.reporting.overview import where_we_are
 from falconlib.reporting.pairs import pass_differences
 from falconlib.reporting.run import REPO, reference_roots
-from falconlib.reporting.tables import count, headline, metrics_table, readable, span, training_runs
+from falconlib.reporting.tables import count, headline, metrics_table, readable, sample_file, span, training_runs
 from falconlib.training.arms import SETTINGS
 
 # %% tags=["parameters"]
@@ -127,9 +127,9 @@ if source == "arms of the grid":
 else:
     found = {arm: folders for arm, folders in found.items() if arm.startswith("falcon")}
 for folder in (folder for folders in found.values() for folder in folders):
-    for name in ("samples.jsonl.gz", "card.json", "metrics.jsonl", "run.json"):
-        if (folder / name).is_file():
-            stage.find(f"{'ablations/' if source == 'committed logs' else ''}train/{folder.name}/{name}")  # notes what was read
+    files = [sample_file(folder), sample_file(folder).with_name("card.json"), folder / "metrics.jsonl", folder / "run.json"]
+    for name in [file.relative_to(train.parent).as_posix() for file in files if file.is_file()]:
+        stage.find(f"{'ablations/' if source == 'committed logs' else ''}{name}")  # notes what was read
 print(f"source: {source}; arms: {', '.join(found)}")
 
 # %%
@@ -159,7 +159,7 @@ display(Markdown(f"{says[source]}\n\nTo train them: `{again}` (a minute or two p
 # part helps**, since without it fewer problems are solved. p is adjusted for all rows (Holm).
 
 # %%
-samples = {arm: [load_samples(folder / "samples.jsonl.gz") for folder in folders] for arm, folders in found.items()}
+samples = {arm: [load_samples(sample_file(folder)) for folder in folders] for arm, folders in found.items()}
 draws, full = stage.profile.eval.bootstrap, "falcon" if "falcon" in samples else next(iter(samples))
 rates = pd.DataFrame([{"arm": arm, **row} for arm, runs in samples.items() for row in summarise(runs, draws=draws)])
 pairs = {arm: (runs, samples[full]) for arm, runs in samples.items() if arm != full}
@@ -169,7 +169,7 @@ ablations = rates.drop(columns=["interval", "completions"]).merge(differences, h
 ablations.insert(1, "what", [SETTINGS[arm][0] for arm in ablations["arm"]])
 ablations = ablations.assign(against=full, source=source)
 stage.save_table(ablations, "tables/ablations")
-print(card_text(read_json(next(iter(found.values()))[0] / "card.json")["zero-shot"]))
+print(card_text(read_json(sample_file(next(iter(found.values()))[0]).with_name("card.json"))["zero-shot"]))
 display(readable(ablations).style.hide(axis="index"))  # the CSV has every seed's value, time-outs, unknown verdicts as well
 
 # %%

@@ -52,7 +52,7 @@ from falconlib.files import read_json
 from falconlib.reporting import start
 from falconlib.reporting.overview import where_we_are
 from falconlib.reporting.report import Figure, Section, in_short, readme_table, write_report
-from falconlib.reporting.tables import count, differences_table, markdown, metrics_table, readable, span, summary
+from falconlib.reporting.tables import count, differences_table, markdown, metrics_table, readable, sample_file, span, summary
 
 # %% tags=["parameters"]
 profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small-cpu, small, paper, paper-apps
@@ -119,7 +119,9 @@ display(published.style.hide(axis="index").format({"rltf": "{:.1%}", "falcon": "
 
 # %%
 first = f"train/{stage.profile.arms[0]}-s{stage.profile.seeds[0]}"
-card = read_json(stage.find(f"{first}/card.json"))["zero-shot"]
+train = stage.find(f"{first}/samples.jsonl.gz").parents[1]
+card = sample_file(train.parent / first).with_name("card.json").relative_to(train.parent).as_posix()
+card = read_json(stage.find(card))["zero-shot"]
 card |= {"model": card["model"] + "; the other arms: with their own adapter", "seeds": list(stage.profile.seeds)}
 card = card_text(card)
 print(card)
@@ -250,7 +252,6 @@ display(tried.style.hide(axis="index") if len(tried) else Markdown("*This profil
 # What training looked like, as means over the steps: the shares of programs that passed, of the tasks' own rewards, of tokens.
 
 # %%
-train = stage.find(f"{first}/samples.jsonl.gz").parents[1]
 metrics = metrics_table(train)
 effects = [name for name in ("reward_unit", "pass_rate", "inner_gain", "memory_effect", "length") if name in metrics]
 learnt = metrics.dropna(subset=["reward_unit"]) if effects else metrics.head(0)

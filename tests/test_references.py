@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,7 @@ import pytest
 from falconlib.evaluation.score import FILES, load_samples
 from falconlib.files import read_json, sha256, write_text
 from falconlib.notebook import read_cells
+from falconlib.reporting.tables import mode_samples, sample_file, training_runs
 
 REPO = Path(__file__).resolve().parents[1]
 REFERENCE = REPO / "results" / "reference"
@@ -61,32 +63,62 @@ def test_the_curve_begins_with_the_main_table_and_the_budget_has_every_arm(again
         return
     curve, same = pd.read_csv(root / "figures/pass_at_k.csv"), ["benchmark", "arm", "metric", "value", "ci_low", "ci_high"]
     first = curve.loc[curve["k"] == 1, same].merge(main[same], how="inner")
-    assert len(first) == len(curve) / 3 == 16 and set(curve["k"]) == {1, 2, 4}
+    assert len(first) == len(curve) / 2 == 16 and set(curve["k"]) == {1, 2} and set(curve["n"]) == {164, 500}
     wide = curve.pivot(index=["benchmark", "arm"], columns="k", values="value")
-    assert (wide[1] <= wide[2]).all() and (wide[2] <= wide[4]).all()
-    samples = load_samples(reference / "train/falcon-s1/samples.jsonl.gz")
+    assert (wide[1] <= wide[2]).all()
+    samples = load_samples(sample_file(reference / "train/falcon-s1"))
     solved = {s.task_id for s in samples if s.benchmark == "mbpp" and not s.greedy and s.status == "pass"}
-    share = float(curve.query("benchmark == 'mbpp' and arm == 'falcon' and k == 4")["by_seed"].iloc[0].split()[1])
-    assert share == pytest.approx(len(solved) / 48, abs=1e-4), "pass@4 of four samples: whether any of them passes"
+    share = float(curve.query("benchmark == 'mbpp' and arm == 'falcon' and k == 2")["by_seed"].iloc[0].split()[1])
+    assert share == pytest.approx(len(solved) / 500, abs=1e-4), "pass@2 of two samples: whether any of them passes"
 
 
-def test_a_mode_is_compared_with_the_same_seeds(again):
+def test_a_mode_is_compared_with_the_same_seeds_and_problems(again):
     root, reference, _ = again
     main = pd.read_csv(reference / "tables/main.csv").set_index(["arm", "mode"])
-    paired = pd.read_csv(root / "tables/paired.csv")
-    modes = [(path.parent.name, path.name) for path in sorted(reference.glob("modes/*/samples-*.jsonl.gz"))]
-    assert bool(modes) == (reference.name == "small-cpu")
-    for run, name in modes:
-        arm, seed = run.rsplit("-s", 1)
-        mode = next(mode for mode, file in FILES.items() if file == name)
-        assert set(main.loc[(arm, mode), "seeds"]) == {1} and set(main.loc[(arm, "zero-shot"), "seeds"]) == {3}
-        rows = paired[paired["comparison"] == f"{arm} {mode} - {arm} (seed {seed})"].set_index(["benchmark", "metric"])
-        assert len(rows) == 4, "two benchmarks, greedy and pass@1"
-        one, zero = (
-            load_samples(reference / place / run / file) for place, file in (("modes", name), ("train", FILES["zero-shot"]))
-        )
-        drawn = [[s.status == "pass" for s in own if s.benchmark == "mbpp" and not s.greedy] for own in (one, zero)]
-        assert rows.loc[("mbpp", "pass@1"), "difference"] == pytest.approx((sum(drawn[0]) - sum(drawn[1])) / (48 * 4))
+    paired, seen = pd.read_csv(root / "tables/paired.csv"), 0
+    for arm, folders in training_runs(reference / "train").items():
+        found = mode_samples(folders)
+        zero = found.pop("zero-shot")
+        for mode, runs in found.items():
+            assert set(main.loc[(arm, mode), "seeds"]) == {len(runs)} and set(main.loc[(arm, "zero-shot"), "seeds"]) == {
+                len(zero)
+            }
+            some = "" if len(runs) == len(zero) else f" (seed {', '.join(map(str, runs))})"
+            rows = paired[paired["comparison"] == f"{arm} {mode} - {arm}{some}"].set_index(["benchmark", "metric"])
+            for (benchmark, metric), row in rows.iterrows():
+                greedy, shares = metric == "greedy", []
+                met = {s.task_id for own in runs.values() for s in own if s.benchmark == benchmark}
+                for own in (runs, {seed: zero[seed] for seed in runs}):
+                    drawn = [s for run in own.values() for s in run if s.task_id in met and s.greedy == greedy]
+                    shares.append(sum(s.status == "pass" for s in drawn) / len(drawn))
+                assert row["n"] == len(met) and row["difference"] == pytest.approx(shares[0] - shares[1]), (arm, mode, metric)
+                seen += 1
+    assert seen == (28 if reference.name == "small-cpu" else 2)
+
+
+@pytest.mark.parametrize("spoiled", ["temperature", "tasks", "seeds", "model"])
+def test_runs_that_were_sampled_differently_do_not_meet_in_one_table(tmp_path, spoiled):
+    root = tmp_path / "runs/quick"
+    shutil.copytree(REFERENCE / "quick/train", root / "train")
+    shutil.copytree(
+        root / "train/grpo-s0", root / "modes/grpo-s0", ignore=lambda folder, names: {*names} - {"card.json", FILES["zero-shot"]}
+    )
+    cells = [cell["source"] for cell in read_cells(REPO / "notebooks/07_benchmarks.ipynb") if cell["type"] == "code"]
+    start = next(k for k, source in enumerate(cells) if "stage = start(" in source)
+    scope = {"__name__": "07", "profile": "quick", "results": str(tmp_path), "overrides": {}}
+    with contextlib.chdir(REPO / "notebooks"):
+        for source in cells[1:start]:
+            exec(source, scope)
+        scope |= {"profile": "quick", "results": str(tmp_path), "overrides": {}}
+        exec(cells[start], scope)
+        exec(cells[start + 2], scope)  # a copy of the run's own samples: accepted
+        card = read_json(root / "modes/grpo-s0/card.json")
+        own = card["zero-shot"]
+        changed = {"temperature": own["decoding"], "tasks": own["benchmarks"]["humaneval"]}.get(spoiled, own)
+        changed[spoiled] = {"temperature": 0.9, "tasks": 3, "seeds": [1], "model": "another with train/rft-s0/adapter"}[spoiled]
+        write_text(root / "modes/grpo-s0/card.json", json.dumps(card))
+        with pytest.raises(AssertionError, match="zero-shot of grpo-s0 was sampled with other"):
+            exec(cells[start + 2], scope)
 
 
 def test_no_file_of_a_reference_names_a_place_of_the_machine():

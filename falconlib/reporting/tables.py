@@ -44,15 +44,22 @@ def training_runs(train: Path) -> dict[str, list[Path]]:
     return {arm: [folder for _, folder in sorted(found[arm])] for arm in order}
 
 
+def sample_file(folder: Path, mode: str = "zero-shot") -> Path | None:
+    """A run's samples in this mode: what `falconlib eval --out` drew into modes/ beside train/, else its own; None: none."""
+    from falconlib.evaluation.score import FILES
+
+    files = [place / FILES[mode] for place in (folder.parent.parent / "modes" / folder.name, folder)]
+    return next((file for file in files if file.is_file()), None)
+
+
 def mode_samples(folders: Sequence[Path]) -> dict[str, dict[int, list[Sample]]]:
-    """mode -> seed -> its samples; modes that were sampled after training lie in modes/ beside train/, maybe of some seeds."""
+    """mode -> seed -> its samples; a mode may have been sampled for some seeds only."""
     from falconlib.evaluation.score import FILES, load_samples
 
     found: dict[str, dict[int, list[Sample]]] = {}
-    for mode, name in FILES.items():
-        for f in folders:
-            for file in [p for p in (f / name, f.parent.parent / "modes" / f.name / name) if p.is_file()][:1]:
-                found.setdefault(mode, {})[int(f.name.rpartition("-s")[2])] = load_samples(file)
+    for mode in FILES:
+        for folder, file in [(f, file) for f in folders if (file := sample_file(f, mode))]:
+            found.setdefault(mode, {})[int(folder.name.rpartition("-s")[2])] = load_samples(file)
     return found
 
 
