@@ -91,6 +91,28 @@ def test_a_stop_text_ends_a_completion(tiny_policy):
     assert any(c.finished and letter in c.text for c in run(tiny_policy, stop=(letter,)))
 
 
+@pytest.mark.parametrize("adapted", [False, True])
+def test_rows_that_end_leave_the_others_as_they_are(tiny_policy, adapted):
+    rows = [Row(i % 3, 50 + i, i % 3) for i in range(24)]
+    deltas = random_deltas(tiny_policy, 3) if adapted else None
+    whole = run(tiny_policy, rows, max_new_tokens=24, deltas=deltas)
+    letters = [letter for letter in "etaoinsr" if any(letter in c.text[2:] for c in whole)][:1]
+    cut = run(tiny_policy, rows, max_new_tokens=24, deltas=deltas, stop=letters)
+    sizes = [len(c.tokens) for c in cut]
+    assert len({*sizes}) > 5, "rows end at different steps"
+    for one, two in zip(cut, whole, strict=True):
+        assert one.tokens == two.tokens[: len(one.tokens)]
+        assert one.logprobs == pytest.approx(two.logprobs[: len(one.tokens)], abs=1e-4)
+
+
+def test_greedy_rows_among_sampled_ones_are_greedy_and_change_no_other_row(tiny_policy):
+    rows = [Row(r.prompt, r.seed, r.task, greedy=i % 2 == 0) for i, r in enumerate(ROWS)]
+    mixed, sampled, greedy = run(tiny_policy, rows), run(tiny_policy), run(tiny_policy, temperature=0.0)
+    assert [c.tokens for c in mixed[1::2]] == [c.tokens for c in sampled[1::2]]
+    assert [c.tokens for c in mixed[::2]] == [c.tokens for c in greedy[::2]] != [c.tokens for c in sampled[::2]]
+    assert all(bool(c.logprobs) != row.greedy for c, row in zip(mixed, rows, strict=True))
+
+
 def test_sampling_follows_the_distribution():
     logits = torch.tensor([[0.0, 1.0, 2.0]]).repeat(4000, 1)
     token, logprob = sample(logits, stream(0, 4000), 0.5, 1.0)
@@ -204,6 +226,8 @@ def test_an_encoder_decoder_model_loads_and_samples(tmp_path):
     assert policy.seq2seq
     completions = run(policy, ROWS[:3])
     assert completions == run(policy, ROWS[:3])
+    mixed = run(policy, [*ROWS[:2], Row(2, 52, 2, greedy=True)])
+    assert mixed[:2] == completions[:2] and mixed[2].tokens == run(policy, ROWS[:3], temperature=0.0)[2].tokens
     batch = collate(
         policy, [Example(PROMPTS[r.prompt], c.tokens, logprobs=c.logprobs) for r, c in zip(ROWS, completions, strict=False)], 0.8
     )
