@@ -96,7 +96,9 @@ def results(reference: Path = REPO / "results" / "reference") -> str:
         name, place = folder.name, folder.relative_to(reference.parents[1])
         paired, contrasts = (pd.read_csv(folder / "tables" / f"{table}.csv") for table in ("paired", "contrasts"))
         size = ", ".join([count(main["arm"].nunique(), "arm"), count(main["seeds"].max(), "seed")])
-        size += f", {count(main['n'].max(), 'problem')} of each benchmark"
+        met = main.groupby("benchmark", sort=False)["n"].max()
+        one = f"{count(met.iloc[0], 'problem')} of each benchmark" if met.nunique() == 1 else ""
+        size += ", " + (one or " and ".join(f"{n} problems of {benchmark}" for benchmark, n in met.items()))
         links = f"[report]({place}/report.md), [settings](notebooks/profiles/{name}.yaml)"
         picture = f"![Problems solved per arm with 95 % intervals, profile {name}]({place}/figures/solved.png)"
         picture = [] if parts else [picture]  # of the first alone

@@ -74,7 +74,7 @@ class Preallocated(DynamicLayer):
     def get_seq_length(self) -> int:
         return self.length if self.is_initialized else 0
 
-    def keep(self, count: int, holes: torch.Tensor, last: torch.Tensor) -> None:
+    def keep(self, count: int, holes: list[int], last: list[int]) -> None:
         """The first `count` rows, with the rows `last` moved into the `holes`: nothing else is copied."""
         for states in (self.keys, self.values):
             states[holes, :, : self.length] = states[last, :, : self.length]
@@ -217,15 +217,13 @@ def decode_batch(policy, encoded, rows, max_new_tokens, temperature, top_p, stop
             progress(len(open_rows))
             break
         if len(open_rows) < len(alive):
-            count, order = len(open_rows), list(range(len(open_rows)))
-            holes, last = sorted({*order} - {*open_rows}), [k for k in open_rows if k >= count]
-            for hole, row in zip(holes, last, strict=True):
-                order[hole] = row
+            count = len(open_rows)
+            filled = dict(zip(sorted({*range(count)} - {*open_rows}), [k for k in open_rows if k >= count], strict=True))
+            order = [filled.get(k, k) for k in range(count)]
             keep = torch.tensor(order, device=policy.device)
             token, mask, position, alive = token[keep], mask[keep], position[keep], [alive[k] for k in order]
-            moved = torch.tensor([holes, last], dtype=torch.long, device=policy.device)
             for layer in cache.layers:
-                layer.keep(count, *moved)
+                layer.keep(count, [*filled], [*filled.values()])
             if fast:
                 fast.select(torch.tensor([rows[i].task for i in alive], device=policy.device))
         mask = torch.cat([mask, mask.new_ones(len(alive), 1)], 1)
@@ -264,9 +262,7 @@ def stream(seed: int, count: int) -> torch.Tensor:
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def choose(
-    logits: torch.Tensor, uniform: torch.Tensor, rows: Sequence[Row], temperature: float, top_p: float
-) -> tuple[torch.Tensor, list[float | None]]:
+def choose(logits, uniform, rows, temperature, top_p) -> tuple[torch.Tensor, list[float | None]]:
     """Tokens (R,) from logits (R, V) and each one's log-prob: None of a greedy row."""
     token, logprob = sample(logits, uniform, temperature, top_p)
     greedy = [row.greedy for row in rows]

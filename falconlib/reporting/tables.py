@@ -201,9 +201,16 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def across(frame: pd.DataFrame, rows: list[str], cell: str) -> pd.DataFrame:
-    """The column `cell` of `readable` with one row per value of the columns `rows`, one column per benchmark and metric."""
-    names = frame["benchmark"] + " " + frame["metric"] + " (n = " + frame["n"].astype(str) + ")"
-    wide = readable(frame).assign(name=names).pivot(index=rows, columns="name", values=cell)
+    """The column `cell` of `readable` with one row per value of the columns `rows`, one column per benchmark and metric. Where
+    modes met fewer problems than the rest, a column `problems` says how many, benchmark by benchmark."""
+    names = frame["benchmark"] + " " + frame["metric"]
+    if (frame.groupby(names)["n"].nunique() == 1).all():
+        names += " (n = " + frame["n"].astype(str) + ")"
+    else:
+        sizes = frame.groupby([*rows, "benchmark"], sort=False)["n"].max().astype(str)
+        frame = frame.join(sizes.groupby(rows, sort=False).agg(" + ".join).rename("problems"), on=rows)
+        rows = [*rows, "problems"]
+    wide = readable(frame).assign(name=names, **frame[rows]).pivot(index=rows, columns="name", values=cell)
     return frame[rows].drop_duplicates().join(wide[list(dict.fromkeys(names))], on=rows).fillna("")
 
 
