@@ -183,7 +183,7 @@ for arm in runs:
     rows += [{"arm": arm, "k": int(row["metric"].split("@")[1]), **row} for row in found if row["metric"] != "greedy"]
 if rows:
     curve = pd.DataFrame(rows)
-    figure = figures.rates_against(curve, "k", "k, samples of a problem", apart=0.07)
+    figure = figures.rates_against(curve, "k", "k, samples of a problem", apart=0.02 * max(tries))
     for axis in figure.axes:
         axis.set_xticks(tries)
     stage.save_figure(figure, "figures/pass_at_k", curve)

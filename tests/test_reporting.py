@@ -356,13 +356,15 @@ def test_equal_curves_can_be_told_apart():
     figures.plt.close(figure)
 
 
-def test_a_line_says_its_mode_and_that_it_has_fewer_seeds():
-    figure = figures.pass_rates(drawings()["rates"][1])
+def test_a_line_says_its_mode_and_that_it_has_fewer_seeds_or_problems():
+    rates = drawings()["rates"][1]
+    rates.loc[3, "n"] = 2
+    figure = figures.pass_rates(rates)
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [
         "base",
         "falcon",
         "base +LTM, 1 of 3 seeds",
-        "falcon +LTM, 1 of 3 seeds",
+        "falcon +LTM, 1 of 3 seeds, n = 2",
     ]
     figure.canvas.draw()
     assert {"20%", "40%"} <= {t.get_text() for t in figure.axes[0].get_xticklabels()}

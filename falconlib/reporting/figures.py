@@ -100,11 +100,13 @@ def learning_curves(
 def pass_rates(frame: pd.DataFrame) -> Figure:
     """One panel per benchmark and metric, one line per arm and mode: its value with its 95 % interval; modes differ by marker.
 
-    frame: a main table (tables.MAIN). A line of fewer seeds than the others says how many.
+    frame: a main table (tables.MAIN). A line of fewer seeds or problems than the others says how many.
     """
     names = frame["arm"] + (" " + frame["mode"]).where(frame["mode"] != "zero-shot", "")
     most = frame["seeds"].max()
     names += (", " + frame["seeds"].astype(str) + f" of {most} seeds").where(frame["seeds"] < most, "")
+    fewer = frame["n"] < 0.9 * frame.groupby("benchmark")["n"].transform("max")  # more than a few without a verdict
+    names += (", n = " + frame["n"].astype(str)).where(fewer, "")
     groups, lines = list(frame.assign(name=names).groupby(["benchmark", "metric"], sort=False)), list(dict.fromkeys(names))
     figure, axes = _panels(len(groups), height=1.6 + 0.24 * len(lines), sharey=True)
     styles = look(list(dict.fromkeys(frame["mode"])))
