@@ -247,12 +247,14 @@ def compare(options: argparse.Namespace) -> int:
     from collections import Counter
 
     from falconlib.evaluation import compare_rows, in_short
+    from falconlib.evaluation.compare import KEYS
     from falconlib.reporting.tables import read_main
 
     one, two = read_main(options.run_a), read_main(options.run_b)
     rows = compare_rows(one, two)
     echo(in_short(rows))
-    if {row["n"] for row in one} != {row["n"] for row in two}:
+    sizes = [{tuple(row[key] for key in KEYS): row["n"] for row in rows} for rows in (one, two)]
+    if any(sizes[0][key] != sizes[1][key] for key in sizes[0].keys() & sizes[1].keys()):
         echo("A and B have other numbers of problems: a difference may be that of the problems")
     echo(f"{'':48} A -> B in percent, difference in points with 95 % interval")
     for row in [row for row in rows if row["difference"] is not None]:

@@ -48,9 +48,9 @@ from falconlib.errors import FalconError
 from falconlib.evaluation.score import FILES, summarise
 from falconlib.evaluation.stats import pass_at_k, wilson
 from falconlib.evaluation.submissions import card_text
-from falconlib.files import read_json
 from falconlib.records import STATUSES
 from falconlib.reporting import figures, start, tables
+from falconlib.reporting.cards import sampled_cards
 from falconlib.reporting.overview import where_we_are
 from falconlib.reporting.pairs import pass_differences, planned_contrasts
 from falconlib.reporting.programs import side_by_side, verdict
@@ -78,8 +78,7 @@ where_we_are("07")
 #
 # $$\text{pass@}k = 1 - \binom{n-c}{k} \Big/ \binom{n}{k}$$
 #
-# With $n = 4$ and $c = 1$: one draw finds the one good sample in 1 of 4 cases; of the 6 pairs, 3 hold it; four draws take them
-# all.
+# With $n = 4$, $c = 1$: one draw finds the good sample in 1 of 4 cases; of the 6 pairs, 3 hold it; four draws take all.
 #
 # And when 0 of 16 problems are solved, the rate is *not* known to be zero: Wilson's interval reaches up to $z^2/(n + z^2) =
 # 3.84/19.84 \approx 0.19$.
@@ -93,42 +92,28 @@ print(f"pass@1, 2, 4 of one pass in four samples: {by_hand}; 0 of 16 solved: bet
 # %% [markdown]
 # ## Which runs are compared
 #
-# Every complete training run in the folder. What `falconlib eval --out` sampled later (`modes/<arm>-s<seed>/`) stands in place
-# of a run's own samples: in other modes, or on more problems. The evaluation cards must agree on problems, decoding and limits:
-# else the numbers may not stand in one table, and the next cell stops. A mode may have met fewer problems than zero-shot (`n`);
-# it is compared on those.
+# Every complete training run in the folder; what `falconlib eval --out` sampled later (`modes/<arm>-s<seed>/`) stands in place
+# of its own samples. Their evaluation cards must agree, else the next cell stops. A mode that met fewer problems (`n`) is
+# compared on those.
 
 # %%
 first = f"{stage.profile.arms[0]}-s{stage.profile.seeds[0]}"
 train = stage.find(f"train/{first}/samples.jsonl.gz").parents[1]
-runs, cards = training_runs(train), {}
+runs = training_runs(train)
 for folder in (folder for folders in runs.values() for folder in folders):
-    for name in [name for name in ("budget.json", "metrics.jsonl") if (folder / name).is_file()]:
-        stage.find(f"train/{folder.name}/{name}")  # notes in the manifest what was read
-    for mode, file in [(mode, file) for mode in FILES if (file := sample_file(folder, mode))]:
-        card = file.with_name("card.json")
-        known = read_json(card) if card.is_file() else {}
-        for name in [path.relative_to(train.parent).as_posix() for path in (file, card) if path.is_file()]:
-            stage.find(name)
-        if mode in known:
-            cards[mode, folder.name] = known[mode]
-        else:
-            print(f"{folder.name}, {mode}: no evaluation card: how it was sampled could not be checked")
+    drawn = [file for mode in FILES if (file := sample_file(folder, mode))]
+    noted = {*drawn, *(file.with_name("card.json") for file in drawn), folder / "budget.json", folder / "metrics.jsonl"}
+    for file in sorted(file for file in noted if file.is_file()):
+        stage.find(file.relative_to(train.parent).as_posix())  # notes in the manifest what was read
 for file in train.parent.glob("01_tasks/leakage.csv"):
     stage.find(file.relative_to(train.parent).as_posix())
 if any((base / "search/search.jsonl").is_file() for base in (train.parent, reference_roots(train.parent.name)[0])):
     stage.find("search/search.jsonl")  # how many learning rates were tried for an arm
-assert ("zero-shot", first) in cards, f"{first} has no zero-shot evaluation card: run its stage again"
+cards, unchecked = sampled_cards(runs)
 whole = cards["zero-shot", first]
-for (mode, name), card in cards.items():
-    like = next(known for (own, _), known in cards.items() if own == mode)
-    odd = [field for field in ("benchmarks", "decoding", "judge") if card[field] != like[field]]
-    odd += [field for field in ("limits", "estimator", "interval") if card[field] != whole[field]]
-    odd += [name for name in ("max_new_tokens", "temperature", "top_p") if card["decoding"][name] != whole["decoding"][name]]
-    odd += ["seeds"] * (not name.endswith(f"-s{card['seeds'][0]}"))
-    odd += ["adapter"] * (not name.startswith("base-") and f"{name}/adapter" not in card["model"])
-    assert not odd, f"{mode} of {name} was sampled with other {', '.join(odd)} than the rest: sample it again"
 print("arms and seeds:", ", ".join(name for mode, name in cards if mode == "zero-shot"))
+if unchecked:
+    print("no evaluation card, so that how they were sampled could not be checked:", "; ".join(unchecked))
 if any(name.startswith("train/") for name in stage.from_reference):
     print(f"These runs were not made here: they are the committed reference results of profile {train.parent.name}.")
 
@@ -167,8 +152,8 @@ alt = f"Share of problems solved per arm, with 95 % intervals, one panel for eac
 display(Image(filename=str(stage.path("figures/solved.png")), metadata={"alt": alt}, width=900))
 
 # %% [markdown]
-# *Figure: share of problems solved (pass@1 where samples were drawn, else greedy) with 95 % intervals. Overlapping intervals of
-# arms that met the same problems say little: the paired differences below are the sharper comparison.*
+# *Figure: share of problems solved (pass@1 where samples were drawn, else greedy) with 95 % intervals. Overlapping ones of the
+# same problems say little: the paired differences below are sharper.*
 #
 # ## More than one try: pass@k
 #
@@ -232,8 +217,7 @@ display(outcomes.style.hide(axis="index"))
 # ## Error classes before and after
 #
 # Zero-shot programs that did not pass, by exception class (or `fail` for a wrong answer), in percent of the arm's programs.
-# Training that buys programs which *run* moves weight from the upper rows of this table to `fail`, without solving one problem
-# more.
+# Training that buys programs which *run* moves weight from the upper rows to `fail`, without solving one problem more.
 
 # %%
 failed = ends[(ends["mode"] == "zero-shot") & (ends["status"] != "pass")]
@@ -315,15 +299,15 @@ for (arm, mode), own in by_seed.items():
 paired = pass_differences(pairs, draws=stage.profile.eval.bootstrap)
 stage.save_table(paired, "tables/paired")
 shown = paired[paired["metric"] == metric]
-shown = shown.assign(comparison=shown["comparison"] + ", " + shown["benchmark"])
+shown = shown.assign(comparison=shown["comparison"] + ", " + shown["benchmark"] + ", n = " + shown["n"].astype(str))
 stage.save_figure(figures.paired_differences(shown), "figures/paired", shown)
 alt = f"Differences to {before} in the share of solved problems with 95 % intervals, one line per arm and benchmark"
 display(Image(filename=str(stage.path("figures/paired.png")), metadata={"alt": alt}, width=760))
 display(tables.readable(paired).style.hide(axis="index"))
 
 # %% [markdown]
-# *Figure: difference in percentage points of solved problems, paired by problem, with 95 % intervals. An interval that crosses
-# the vertical line at 0 is compatible with no difference.*
+# *Figure: paired difference in percentage points, with 95 % intervals. One that crosses the line at 0 is compatible with no
+# difference.*
 #
 # ## The planned contrasts
 #

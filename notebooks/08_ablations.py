@@ -54,6 +54,7 @@ from falconlib.evaluation.stats import holm
 from falconlib.evaluation.submissions import card_text
 from falconlib.files import JsonLines, read_json
 from falconlib.reporting import figures, start
+from falconlib.reporting.cards import sampled_cards
 from falconlib.reporting.overview import where_we_are
 from falconlib.reporting.pairs import pass_differences
 from falconlib.reporting.run import REPO, reference_roots
@@ -130,6 +131,7 @@ for folder in (folder for folders in found.values() for folder in folders):
     files = [sample_file(folder), sample_file(folder).with_name("card.json"), folder / "metrics.jsonl", folder / "run.json"]
     for name in [file.relative_to(train.parent).as_posix() for file in files if file.is_file()]:
         stage.find(f"{'ablations/' if source == 'committed logs' else ''}{name}")  # notes what was read
+sampled_cards(found)  # stops when they may not stand in one table
 print(f"source: {source}; arms: {', '.join(found)}")
 
 # %%

@@ -101,7 +101,8 @@ pd.DataFrame(worked, index=["one return", "nested, wrong name"])
 # ## Which programs
 #
 # Zero-shot programs of every arm. The judge scored those that *load*: text that does not even run says nothing about style. So
-# an arm that loads more programs is judged on more of them, and a plain mean over arms would compare different problems.
+# an arm that loads more programs is judged on more of them, and a plain mean over arms would compare different problems. They
+# are the samples of the runs' own stages (06), which a judge has scored; 07 may rest on more problems, sampled later.
 
 # %%
 train = stage.find(f"train/{stage.profile.arms[0]}-s{stage.profile.seeds[0]}/samples.jsonl.gz").parents[1]

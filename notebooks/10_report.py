@@ -46,6 +46,7 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 from falconlib.config import load_profile
+from falconlib.evaluation.score import at_once
 from falconlib.evaluation.stats import wilson
 from falconlib.evaluation.submissions import card_text
 from falconlib.files import read_json
@@ -192,9 +193,9 @@ display(Markdown("\n".join(f"* {line}" for line in reasons)))
 #
 # Computed from the models' published shapes, not measured. Weights take 2 bytes a parameter; an adapter's number 16 (itself,
 # its gradient, AdamW's two averages); the fast weights of each task 4 for every number of its $B$, three times in the inner
-# step (value, gradient, sum); the cache of a token 4 bytes per layer and key width, for 64 rows at a time (prompts of 256
-# tokens are assumed); a trained token about 34 bytes per layer and width (Korthikanti et al., arXiv 2205.05198, without
-# attention scores).
+# step (value, gradient, sum); the cache of a token 4 bytes per layer and key width, for 64 rows at a time, in the evaluation
+# of a small model 192 (prompts of 256 tokens are assumed); a trained token about 34 bytes per layer and width (Korthikanti et
+# al., arXiv 2205.05198, without attention scores).
 
 # %%
 # layers, width, key width, feed-forward width, its matrices, attention matrices, layers with a cache, billions of parameters
@@ -208,7 +209,8 @@ def gigabytes(shape, p):
     a_and_b = layers * p.lora.r * (attentions * 2 * width + matrices * (width + inner))
     b = layers * p.lora.r * ((attentions + 1) * width + (matrices - 1) * inner)
     fixed, fast = 2 * billions + 16 * a_and_b / 1e9, 4 * b * p.train.tasks / 1e9
-    cache = [64 * (256 + new) * 4 * cached * keys / 1e9 for new in (p.sample.max_new_tokens, p.eval.max_new_tokens)]
+    batches = ((64, p.sample.max_new_tokens), (at_once(int(1e9 * billions)), p.eval.max_new_tokens))
+    cache = [rows * (256 + new) * 4 * cached * keys / 1e9 for rows, new in batches]
     return fixed + 3 * fast, fixed + fast + cache[0], fixed + cache[1], 34 * width * layers * 1024 / 1e9
 
 
@@ -227,8 +229,8 @@ memory = pd.DataFrame(needs)
 display(memory.style.hide(axis="index").format(precision=1))
 
 # %% [markdown]
-# `tokens at`: the largest `train.micro_tokens` that fits. An update that runs out of memory halves it by itself; generating
-# does not: a card that is "too small" needs shorter completions.
+# `tokens at`: the largest `train.micro_tokens` that fits. What runs out of memory goes on with half, an update of its tokens,
+# generating of its rows: on a card that is "too small" the rows above do not fit at once, and it takes longer.
 #
 # ## In short
 #
@@ -295,6 +297,7 @@ paid = "Cost of an arm, the mean of its seeds (tokens without its SFT start; sec
 paid += "configs_tried: in the search for its rate; further ones of FALCON, if any, stand under Hypotheses)"
 if main["mode"].isin(["+STM adapt", "best-of-K"]).any():
     solved += "; +STM adapt and best-of-K spend more programs than one on the tests that a problem shows"
+solved += "; rows of other problems have their own number of samples (`modes/*/card.json`)" * (main["n"].nunique() > 2)
 from_here = "" if not stage.from_reference else "* Not made by this run, read from the committed results: "
 from_here += ", ".join(f"`{name}`" for name in dict.fromkeys(stage.from_reference) if name.startswith(("tables", "figures")))
 contrasts = readable(tables["contrasts"]).replace({"difference, points": {"": "not run"}})
@@ -305,6 +308,7 @@ retrieval = retrieval.assign(**{"first is kin": [span(ends) for ends in kin]}).d
 retrieval[["kin among 8", "by chance"]] = 100 * retrieval[["kin among 8", "by chance"]]
 source = " and ".join(tables["ablations"]["source"].unique()).replace("arms of the grid", "arms of the grid, no ablation was run")
 judged = tables["preferences"].drop(columns=["p", "judge"])
+scored = "Of the samples of the runs' own stages: problems, number and judge as in `train/<arm>-s<seed>/card.json`."
 
 # %%
 validation = "One setting of FALCON changed, against its default: pass@1 of one seed, percentage points (08).\n\n" + markdown(
@@ -322,7 +326,7 @@ sections = [
     Section("Training", f"Means over the steps; empty: unknown.\n\n{markdown(parts)}", found["learning"]),
     Section("Ablations", f"Source: {source}.\n\n{markdown(readable(tables['ablations']))}", found["ablations"]),
     Section("Hypotheses, on validation tasks", validation),
-    Section("Style, complexity, instruction following", markdown(judged, 2), found["preferences"]),
+    Section("Style, complexity, instruction following", f"{scored}\n\n{markdown(judged, 2)}", found["preferences"]),
     Section("Tasks", markdown(tables["tasks"], 2)),
     Section("Sandbox", markdown(tables["attacks"], 0)),
     Section("Long-term memory", f"Kin in percent; p: the probability per token of the right program.\n\n{markdown(retrieval)}"),

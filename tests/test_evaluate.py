@@ -14,7 +14,7 @@ from falconlib.evaluation import solve as solver
 from falconlib.evaluation.evaluate import COLUMNS, run_eval
 from falconlib.evaluation.score import Sample
 from falconlib.evaluation.solve import rank, solve, task_of, verdict_lines
-from falconlib.files import sha256
+from falconlib.files import read_json, sha256
 from falconlib.memory import HashedTfidf, LongTermMemory
 from falconlib.records import INFRA_ERROR
 from falconlib.tasks import load_tasks
@@ -52,6 +52,15 @@ def quiet(sets, *arguments, samples=0, limit=0, **more):
 
 
 # -- eval
+
+
+def test_a_card_never_stands_beside_samples_that_it_does_not_describe(tmp_path, monkeypatch):
+    quiet(["basics"], ["zero-shot", "best-of-k"], limit=1, out=tmp_path)
+    saved = []
+    monkeypatch.setattr("falconlib.evaluation.evaluate.save_samples", lambda *_: saved.append(1) or 1 / 0)  # killed here
+    with pytest.raises(ZeroDivisionError):
+        quiet(["basics"], ["zero-shot"], limit=2, out=tmp_path)
+    assert saved and set(read_json(tmp_path / "card.json")) == {"best-of-K"}
 
 
 def test_a_table_with_intervals_per_mode_and_set(tmp_path, memory):

@@ -12,9 +12,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from falconlib.evaluation.score import FILES, load_samples
+from falconlib.errors import FalconError
+from falconlib.evaluation.score import FILES, load_samples, save_samples
 from falconlib.files import read_json, sha256, write_text
 from falconlib.notebook import read_cells
+from falconlib.reporting.cards import sampled_cards
 from falconlib.reporting.tables import mode_samples, sample_file, training_runs
 
 REPO = Path(__file__).resolve().parents[1]
@@ -96,29 +98,57 @@ def test_a_mode_is_compared_with_the_same_seeds_and_problems(again):
     assert seen == (28 if reference.name == "small-cpu" else 2)
 
 
-@pytest.mark.parametrize("spoiled", ["temperature", "tasks", "seeds", "model"])
-def test_runs_that_were_sampled_differently_do_not_meet_in_one_table(tmp_path, spoiled):
-    root = tmp_path / "runs/quick"
-    shutil.copytree(REFERENCE / "quick/train", root / "train")
-    shutil.copytree(
-        root / "train/grpo-s0", root / "modes/grpo-s0", ignore=lambda folder, names: {*names} - {"card.json", FILES["zero-shot"]}
-    )
-    cells = [cell["source"] for cell in read_cells(REPO / "notebooks/07_benchmarks.ipynb") if cell["type"] == "code"]
-    start = next(k for k, source in enumerate(cells) if "stage = start(" in source)
-    scope = {"__name__": "07", "profile": "quick", "results": str(tmp_path), "overrides": {}}
-    with contextlib.chdir(REPO / "notebooks"):
-        for source in cells[1:start]:
-            exec(source, scope)
-        scope |= {"profile": "quick", "results": str(tmp_path), "overrides": {}}
-        exec(cells[start], scope)
-        exec(cells[start + 2], scope)  # a copy of the run's own samples: accepted
-        card = read_json(root / "modes/grpo-s0/card.json")
-        own = card["zero-shot"]
-        changed = {"temperature": own["decoding"], "tasks": own["benchmarks"]["humaneval"]}.get(spoiled, own)
-        changed[spoiled] = {"temperature": 0.9, "tasks": 3, "seeds": [1], "model": "another with train/rft-s0/adapter"}[spoiled]
-        write_text(root / "modes/grpo-s0/card.json", json.dumps(card))
-        with pytest.raises(AssertionError, match="zero-shot of grpo-s0 was sampled with other"):
-            exec(cells[start + 2], scope)
+def spoil_card(root, change, run="grpo-s0", mode="zero-shot"):
+    file = root / f"modes/{run}/card.json"
+    card = read_json(file)
+    change(card[mode])
+    write_text(file, json.dumps(card))
+
+
+def other_weights(root):
+    file = root / "train/grpo-s0/manifest.json"
+    manifest = read_json(file)
+    manifest["outputs"]["train/grpo-s0/adapter/adapter_model.safetensors"] = "0" * 64  # trained again since
+    write_text(file, json.dumps(manifest))
+
+
+def fewer_samples(root):
+    file = root / "modes/grpo-s0" / FILES["zero-shot"]
+    save_samples(file, load_samples(file)[1:])
+
+
+SPOILED = {
+    "temperature": lambda root: spoil_card(root, lambda card: card["decoding"].update(temperature=0.9)),
+    "limits": lambda root: spoil_card(root, lambda card: card["limits"].update(cpu_s=9.0)),
+    "problems": lambda root: spoil_card(root, lambda card: card["benchmarks"]["humaneval"].update(tasks=3)),
+    "samples": lambda root: spoil_card(root, lambda card: card["decoding"].update(samples=5)),
+    "seeds": lambda root: spoil_card(root, lambda card: card.update(seeds=[1])),
+    "adapters": lambda root: spoil_card(root, lambda card: card.update(model="a model with rft-s0/adapter (00)")),
+    "adapters of the base": lambda root: spoil_card(root, lambda card: card.update(model="m with x-s0/adapter (0)"), "base-s0"),
+    "adapters, trained again": other_weights,
+    "problems, of fewer": fewer_samples,
+    "memories": lambda root: spoil_card(root, lambda card: card.update(memory="0" * 64), "falcon-s0", "+LTM"),
+    "no evaluation card": lambda root: (root / "modes/grpo-s0/card.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("what", list(SPOILED))
+def test_samples_that_were_drawn_differently_do_not_stand_in_one_table(tmp_path, what):
+    shutil.copytree(REFERENCE / "quick/train", tmp_path / "train")
+    for run in ("base-s0", "grpo-s0", "falcon-s0"):  # as `falconlib eval --out` writes them
+        own, folder = tmp_path / "train" / run, tmp_path / "modes" / run
+        mode = "+LTM" if what == "memories" and run == "falcon-s0" else "zero-shot"
+        card = read_json(own / "card.json")[mode]
+        weights = read_json(own / "manifest.json")["outputs"].get(f"train/{run}/adapter/adapter_model.safetensors", "")[:16]
+        card["model"] = "a model" if run == "base-s0" else f"a model with {run}/adapter ({weights})"
+        write_text(folder / "card.json", json.dumps({mode: card}))
+        shutil.copyfile(own / FILES[mode], folder / FILES[mode])
+    runs = training_runs(tmp_path / "train")
+    cards, unknown = sampled_cards(runs)
+    assert len(cards) == 6 and not unknown and sample_file(runs["grpo"][0]).parent.parent.name == "modes"
+    SPOILED[what](tmp_path)
+    with pytest.raises(FalconError, match=what.split(",")[0].split(" of ")[0]):
+        sampled_cards(runs)
 
 
 def test_no_file_of_a_reference_names_a_place_of_the_machine():

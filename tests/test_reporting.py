@@ -486,7 +486,10 @@ def test_tables_for_readers_have_one_unit_and_whole_counts():
     fewer = [paired(name, 0.0, -0.1, 0.1, None, benchmark=benchmark) | {"n": n} for name, benchmark, n in rows]
     folded = tables.differences_table(pd.DataFrame(fewer))
     assert list(folded) == ["comparison", "problems", "humaneval pass@1", "mbpp pass@1"]
-    assert folded["problems"].tolist() == ["164 + 500", "48 + 48"] and folded["comparison"][0] == "a - b, c - b"
+    assert (
+        folded["problems"].tolist() == ["humaneval 164, mbpp 500", "humaneval 48, mbpp 48"]
+        and folded["comparison"][0] == "a - b, c - b"
+    )
     assert tables.span((0.0625, 0.011, 0.283)) == "6.2 [1.1, 28.3]"
     assert tables.span((-1e-9, -0.1, 0.1), "+") == "+0.0 [-10.0, +10.0]" and tables.span((None, None, None)) == ""
     assert tables.markdown(pd.DataFrame({"n": [16.0, None]})).endswith("| 16 |\n|  |\n")

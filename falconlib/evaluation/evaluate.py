@@ -16,7 +16,7 @@ from falconlib import config, prompts
 from falconlib.config import Profile
 from falconlib.errors import FalconError, did_you_mean
 from falconlib.evaluation import modes
-from falconlib.evaluation.score import FILES, Sample, evaluation_card, save_samples, score_samples, summarise
+from falconlib.evaluation.score import FILES, Sample, at_once, evaluation_card, save_samples, score_samples, summarise
 from falconlib.files import read_json, sha256, write_json
 from falconlib.judge import Judge
 from falconlib.memory.long_term import LongTermMemory
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MODES = {mode.lower().lstrip("+").replace(" ", "-"): mode for mode in FILES}  # as the command line spells them
-ROWS = 192  # [ours] completions at once: many end early, and a batch lasts as long as its longest
 COLUMNS = ("mode", "benchmark", "metric", "value", "ci_low", "ci_high", "n", "completions", "timeouts", "unknown")
 
 
@@ -106,10 +105,11 @@ def complete(
     rows = [Row(i, 0, i, greedy=True) for i in range(len(problems))]  # with the sampled ones: prompts are prefilled once
     for i, (_, task) in enumerate(problems):
         rows += [Row(i, stream_seed(seed, 0, f"eval|{task.task_id}", k), i) for k in range(settings.samples)]
+    batch = at_once(conductor.policy.model.num_parameters())
     with tqdm(total=len(rows), desc=mode, disable=not progress) as bar:
         completions = generate(
             conductor.policy, texts, rows, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature,
-            top_p=settings.top_p, stop=prompts.STOP, deltas=deltas, batch_rows=ROWS, progress=bar.update,
+            top_p=settings.top_p, stop=prompts.STOP, deltas=deltas, batch_rows=batch, progress=bar.update,
         )  # fmt: skip
     for place, (row, c) in enumerate(zip(rows, completions, strict=True)):
         benchmark, task = problems[row.prompt]
@@ -166,11 +166,11 @@ def run_eval(
                 model=f"{policy.name} ({policy.fingerprint})" + named(adapter),
                 mode=mode, seeds=[seed], layers=sandbox.layers, memory=content_hash(recalled), ks=ks,
             )  # fmt: skip
-            if out is not None:
+            if out is not None:  # the card of older samples never stands beside new ones
+                known = read_json(file) if (file := Path(out) / "card.json").is_file() else {}
+                write_json(file, {name: card for name, card in known.items() if name != mode})
                 save_samples(Path(out) / FILES[mode], found)
-    if out is not None:
-        known = Path(out) / "card.json"  # of modes that were sampled into this folder before
-        write_json(known, (read_json(known) if known.is_file() else {}) | cards)
+                write_json(file, known | {mode: cards[mode]})
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table.attrs |= {"cards": cards, "notes": notes}
     return table

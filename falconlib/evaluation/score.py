@@ -174,6 +174,12 @@ def score_matrix(runs: Sequence[Sequence[Sample]], k: int) -> np.ndarray:
     return np.array([[pass_at_k(len(v[t]), sum(v[t]), need) for t in kept] for v in verdicts], dtype=np.float64)
 
 
+def at_once(parameters: int) -> int:
+    """Completions sampled together from a model of so many numbers: many end early, and a batch lasts as long as its longest, but
+    the states of a large model fill the memory. 192 and 64 are [ours]: 1.5 times as fast as 64 for 135 M on one core."""
+    return 192 if parameters <= 1 << 28 else 64
+
+
 def evaluation_card(
     tasks: Sequence[Task],
     config: EvalConfig,

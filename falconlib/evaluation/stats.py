@@ -89,7 +89,8 @@ def paired_difference(a: Any, b: Any, draws: int, rng: np.random.Generator) -> I
     One seed of plain outcomes (0 or 1): Tango's interval and McNemar's exact p. Else the bootstrap: each draw takes one set
     of problems for both (they are paired) and seeds of each arm by itself (they are not); p = 2 min(P(d <= 0), P(d >= 0)) over
     the draws, counting one more draw on each side. When no draw differs from the others, Tango's interval of as many problems
-    that all agree, around the value, without p. Raises FalconError as `interval` does, and when the numbers of problems differ.
+    that all agree, around the value, without p; se is never smaller than of those: a handful of differing samples does not tell
+    how much others would. Raises FalconError as `interval` does, and when the numbers of problems differ.
     """
     one, two = checked(a), checked(b)
     if one.shape[1] != two.shape[1]:
@@ -106,12 +107,12 @@ def paired_difference(a: Any, b: Any, draws: int, rng: np.random.Generator) -> I
         parts.append(draw_means(one, part, rng, problems) - draw_means(two, part, rng, problems))
     differences = np.concatenate(parts)
     low, high = quantiles(differences)
+    half = tango(0, 0, n)[1]
     if low == high:
-        half = tango(0, 0, n)[1]
         return Interval(value, max(-1.0, value - half), min(1.0, value + half), "tango", None, half / Z)
     sides = [int((differences <= 0).sum()), int((differences >= 0).sum())]
     p = min(1.0, 2 * (min(sides) + 1) / (draws + 1))
-    return Interval(value, low, high, "bootstrap" if single else "bootstrap-seeds", p, float(differences.std()))
+    return Interval(value, low, high, "bootstrap" if single else "bootstrap-seeds", p, max(float(differences.std()), half / Z))
 
 
 def detectable(se: float | None, comparisons: int = 1) -> float | None:

@@ -207,8 +207,9 @@ def across(frame: pd.DataFrame, rows: list[str], cell: str) -> pd.DataFrame:
     if (frame.groupby(names)["n"].nunique() == 1).all():
         names += " (n = " + frame["n"].astype(str) + ")"
     else:
-        sizes = frame.groupby([*rows, "benchmark"], sort=False)["n"].max().astype(str)
-        frame = frame.join(sizes.groupby(rows, sort=False).agg(" + ".join).rename("problems"), on=rows)
+        sizes = frame.groupby([*rows, "benchmark"], sort=False)["n"].max().reset_index("benchmark")
+        told = sizes["benchmark"] + " " + sizes["n"].astype(str)
+        frame = frame.join(told.groupby(level=rows, sort=False).agg(", ".join).rename("problems"), on=rows)
         rows = [*rows, "problems"]
     wide = readable(frame).assign(name=names, **frame[rows]).pivot(index=rows, columns="name", values=cell)
     return frame[rows].drop_duplicates().join(wide[list(dict.fromkeys(names))], on=rows).fillna("")
