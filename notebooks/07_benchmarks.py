@@ -56,7 +56,16 @@ from falconlib.reporting.pairs import pass_differences, planned_contrasts
 from falconlib.reporting.programs import side_by_side, verdict
 from falconlib.reporting.report import in_short
 from falconlib.reporting.run import reference_roots
-from falconlib.reporting.tables import main_table, metrics_table, mode_samples, plain, sample_file, summary, training_runs
+from falconlib.reporting.tables import (
+    main_table,
+    metrics_table,
+    mode_samples,
+    plain,
+    sample_file,
+    summary,
+    training_runs,
+    zero_shot_like,
+)
 from falconlib.tasks import load_tasks
 
 # %% tags=["parameters"]
@@ -284,9 +293,9 @@ for title, which in groups.items():
 # ## Paired differences
 #
 # Every arm against the untrained model, FALCON against every other arm (the paper's claim), and each mode against the same arm
-# and seeds zero-shot: problem by problem, in percentage points. The 95 % interval of one seed of greedy programs, solved or not,
-# is Tango's score interval (Wilson's for pairs); of several samples or seeds the bootstrap's (seeds, then problems). Many
-# comparisons are made at once: p is adjusted for that (Holm).
+# and seeds zero-shot (as many samples of its problems, where drawn): problem by problem, in percentage points. The 95 % interval
+# of one seed of greedy programs is Tango's score interval (Wilson's for pairs); of several samples or seeds the bootstrap's
+# (seeds, then problems). Many comparisons are made at once: p is adjusted for that (Holm).
 
 # %%
 pairs = {f"{arm} - {before}": (samples[arm, "zero-shot"], samples[before, "zero-shot"]) for arm in runs if arm != before}
@@ -295,7 +304,8 @@ for arm in [a for a in runs if "falcon" in runs and a not in (before, "falcon")]
 for (arm, mode), own in by_seed.items():
     if mode != "zero-shot":  # against the same seeds: a mode may have been sampled for some of them only
         some = "" if own.keys() == by_seed[arm, "zero-shot"].keys() else f" (seed {', '.join(map(str, own))})"
-        pairs[f"{arm} {mode} - {arm}{some}"] = (samples[arm, mode], [by_seed[arm, "zero-shot"][seed] for seed in own])
+        plainly = [zero_shot_like(train / f"{arm}-s{seed}", drawn) for seed, drawn in own.items()]
+        pairs[f"{arm} {mode} - {arm}{some}"] = (samples[arm, mode], plainly)
 paired = pass_differences(pairs, draws=stage.profile.eval.bootstrap)
 stage.save_table(paired, "tables/paired")
 shown = paired[paired["metric"] == metric]

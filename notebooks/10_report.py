@@ -51,9 +51,21 @@ from falconlib.evaluation.stats import wilson
 from falconlib.evaluation.submissions import card_text
 from falconlib.files import read_json
 from falconlib.reporting import start
+from falconlib.reporting.cards import sampled_cards
 from falconlib.reporting.overview import where_we_are
 from falconlib.reporting.report import Figure, Section, in_short, readme_table, write_report
-from falconlib.reporting.tables import count, differences_table, markdown, metrics_table, readable, sample_file, span, summary
+from falconlib.reporting.tables import (
+    count,
+    differences_table,
+    markdown,
+    metrics_table,
+    plain,
+    readable,
+    sample_file,
+    span,
+    summary,
+    training_runs,
+)
 
 # %% tags=["parameters"]
 profile: str = "quick"  # a file of notebooks/profiles: smoke, quick, colab, small-cpu, small, paper, paper-apps
@@ -297,7 +309,10 @@ paid = "Cost of an arm, the mean of its seeds (tokens without its SFT start; sec
 paid += "configs_tried: in the search for its rate; further ones of FALCON, if any, stand under Hypotheses)"
 if main["mode"].isin(["+STM adapt", "best-of-K"]).any():
     solved += "; +STM adapt and best-of-K spend more programs than one on the tests that a problem shows"
-solved += "; rows of other problems have their own number of samples (`modes/*/card.json`)" * (main["n"].nunique() > 2)
+if (plain(main).groupby("benchmark")["n"].nunique() > 1).any():
+    solved += "; modes that met fewer problems have their own number of samples (`modes/*/card.json`)"
+if unchecked := sampled_cards(training_runs(train))[1]:
+    solved += f"; how these were sampled could not be checked: {'; '.join(unchecked)}"
 from_here = "" if not stage.from_reference else "* Not made by this run, read from the committed results: "
 from_here += ", ".join(f"`{name}`" for name in dict.fromkeys(stage.from_reference) if name.startswith(("tables", "figures")))
 contrasts = readable(tables["contrasts"]).replace({"difference, points": {"": "not run"}})

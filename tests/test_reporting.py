@@ -545,9 +545,6 @@ def test_publishing_takes_complete_runs_only(train, tmp_path, monkeypatch):
         write_text(tmp_path / "reference/smoke" / kept, "{}")
     write_text(root / "search/search.jsonl", "new")
     write_text(root / "modes/falcon-s1/card.json", "new")
-    same = (root / "train/falcon-s0/samples.jsonl.gz").read_bytes()
-    for arm, samples in (("falcon", same), ("grpo", b"of other weights")):
-        files.write_bytes(tmp_path / f"reference/smoke/train/{arm}-s0/samples.jsonl.gz", samples)
     write_text(root / "ablations/temperature/0.2/card.json", "{}")
     target = report.publish("smoke", tmp_path / "reference")
     assert (target / "tables/main.csv").is_file() and not (target / "train/grpo-s0/checkpoints").exists()
@@ -556,5 +553,5 @@ def test_publishing_takes_complete_runs_only(train, tmp_path, monkeypatch):
     assert (target / "train/grpo-s0/adapter/adapter_model.safetensors").is_file()
     assert (target / "search/hypotheses/a/search.jsonl").is_file(), "logs of runs of their own stay"
     assert (target / "search/search.jsonl").read_text() == "new"
-    assert {p.name for p in (target / "modes").iterdir()} == {"falcon-s0", "falcon-s1"}, "modes of the runs that are published"
+    assert {p.name for p in (target / "modes").iterdir()} == {"falcon-s1"}, "the tables rest on the run's own modes"
     assert {p.name for p in (target / "ablations").iterdir()} == {"train", "temperature"}

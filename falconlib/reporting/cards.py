@@ -15,9 +15,10 @@ from falconlib.reporting.tables import sample_file
 if TYPE_CHECKING:
     from falconlib.evaluation.score import Sample
 
-WITHIN = ("benchmarks", "decoding", "judge")  # what the runs of one mode share; a mode may meet fewer problems than zero-shot
-ACROSS = ("limits", "estimator", "interval")  # what all modes share, with these of the decoding:
+WITHIN = ("benchmarks", "decoding")  # what the runs of one mode share; a mode may meet fewer problems than zero-shot
+ACROSS = ("limits", "estimator", "interval", "extraction", "stop", "packages")  # what all modes share, with these of decoding:
 DECODING = ("max_new_tokens", "temperature", "top_p")
+AGAIN = "falconlib eval --out <run>/modes/<arm>-s<seed> with the settings of the rest, or delete what lies there"
 Cards = dict[tuple[str, str], dict[str, Any]]  # (mode, run) -> evaluation card
 
 
@@ -30,28 +31,33 @@ def sampled_cards(runs: Mapping[str, Sequence[Path]]) -> tuple[Cards, list[str]]
     from falconlib.evaluation.score import FILES, load_samples
 
     cards: Cards = {}
+    met: dict[tuple[str, str], set[str]] = {}
     unknown: list[str] = []
     for folder in (folder for folders in runs.values() for folder in folders):
         for mode, file in [(mode, file) for mode in FILES if (file := sample_file(folder, mode))]:
             place = file.with_name("card.json")
             card = (read_json(place) if place.is_file() else {}).get(mode)
+            samples = load_samples(file)
+            met[mode, folder.name] = {s.task_id for s in samples}
             if card is None and mode == "zero-shot":
-                raise FalconError(f"{file} has no evaluation card", "sample it again, or run its stage again")
+                raise FalconError(f"{file} has no evaluation card", AGAIN)
+            if odd := [] if card is None else misfits(folder, mode, card, samples):
+                raise FalconError(f"{mode} of {folder.name}: {place} speaks of other {', '.join(odd)}", AGAIN)
+            if not met[mode, folder.name] <= met.get(("zero-shot", folder.name), set()):
+                raise FalconError(f"{mode} of {folder.name} met problems that zero-shot did not: no pairs", AGAIN)
             if card is None:
                 unknown.append(f"{folder.name}, {mode}")
-                continue
-            if odd := misfits(folder, mode, card, load_samples(file)):
-                raise FalconError(f"{mode} of {folder.name}: {place} speaks of other {', '.join(odd)}", "sample it again")
-            cards[mode, folder.name] = card
+            else:
+                cards[mode, folder.name] = card
     for (mode, name), card in cards.items():
         like = next(known for (own, _), known in cards.items() if own == mode)
         whole = next(known for (own, _), known in cards.items() if own == "zero-shot")
-        odd = [field for field in WITHIN if card[field] != like[field]] + [
-            field for field in ACROSS if card[field] != whole[field]
-        ]
+        odd = [field for field in WITHIN if card.get(field) != like.get(field)]
+        odd += [field for field in ACROSS if card.get(field) != whole.get(field)]
         odd += [field for field in DECODING if card["decoding"][field] != whole["decoding"][field]]
+        odd += ["model"] * (re.split(" with | [(]", card["model"])[0] != re.split(" with | [(]", whole["model"])[0])
         if odd:
-            raise FalconError(f"{mode} of {name} was sampled with other {', '.join(odd)} than the rest", "sample it again")
+            raise FalconError(f"{mode} of {name} was sampled with other {', '.join(odd)} than the rest", AGAIN)
     return cards, unknown
 
 
@@ -61,13 +67,15 @@ def misfits(folder: Path, mode: str, card: Mapping[str, Any], samples: Sequence[
     made = read_json(folder / "manifest.json")["outputs"]
     weights = made.get(f"train/{folder.name}/adapter/adapter_model.safetensors", "")[:16]
     adapter = rf" with (train/{name}/adapter$|{name}/adapter \({weights}.*\)$)"
-    drawn = Counter(s.task_id for s in samples if not s.greedy)
-    own = read_json(folder / "card.json") if (folder / "card.json").is_file() else {}
+    greedy, drawn = (Counter(s.task_id for s in samples if s.greedy == alone) for alone in (True, False))
+    lenders = [folder.with_name(f"{lender}-s{seed}") / "card.json" for lender in (arm, "falcon")]  # GRPO recalls from FALCON's
+    lent = [read_json(file).get("+LTM", {}).get("memory") for file in lenders if "LTM" in mode and file.is_file()]
     wrong = {
         "problems": len({s.task_id for s in samples}) != sum(found["tasks"] for found in card["benchmarks"].values()),
-        "samples": {*drawn.values()} != {card["decoding"]["samples"]} - {0},
+        "samples": {*drawn.values()} != {card["decoding"]["samples"]} - {0} or {*greedy.values()} != {1},
         "seeds": card["seeds"] != [int(seed)],
         "adapters": "/adapter" in card["model"] if arm == "base" else not re.search(adapter, card["model"]),
-        "memories": "LTM" in mode and "+LTM" in own and card["memory"] != own["+LTM"]["memory"],
+        "memories": ("LTM" in mode) != (card["memory"] is not None) or (any(lent) and card["memory"] not in lent),
+        "modes": card["mode"] != mode,
     }
     return [what for what, found in wrong.items() if found]

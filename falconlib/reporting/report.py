@@ -140,7 +140,7 @@ def publish(profile: str, reference: Path = REPO / "results" / "reference") -> P
 
     Copies all but checkpoints, logs and locks; adapters and memories of WHOLE and of the baseline with the highest mean alone.
     The old reference goes only when the new one lies beside it. The committed logs of runs of their own (ablations/, search/)
-    stay, and those of modes/ whose trained run is still the same.
+    stay; modes/ are the run's own, since its tables rest on them.
     Raises FalconError when a stage has no manifest.
     """
 
@@ -160,10 +160,8 @@ def publish(profile: str, reference: Path = REPO / "results" / "reference") -> P
     with disk_errors(target):
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.copytree(root, fresh, ignore=left_out)
-        for kept in [path for name in ("ablations", "search", "modes") for path in target.glob(f"{name}/*")]:
-            logs = [base / "train" / kept.name / "samples.jsonl.gz" for base in (target, fresh)]  # whose modes
-            one, two = (log.read_bytes() if log.is_file() else b"" for log in logs)
-            if one == two and not (place := fresh / kept.relative_to(target)).exists():
+        for kept in [path for name in ("ablations", "search") for path in target.glob(f"{name}/*")]:
+            if not (place := fresh / kept.relative_to(target)).exists():
                 place.parent.mkdir(exist_ok=True)
                 (shutil.copytree if kept.is_dir() else shutil.copyfile)(kept, place)
         shutil.rmtree(target, ignore_errors=True)

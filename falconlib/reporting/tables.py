@@ -63,6 +63,16 @@ def mode_samples(folders: Sequence[Path]) -> dict[str, dict[int, list[Sample]]]:
     return found
 
 
+def zero_shot_like(folder: Path, drawn: Sequence[Sample]) -> list[Sample]:
+    """What the samples of a mode are paired with: the run's own zero-shot ones where those are as many of the same problems, else
+    those that `sample_file` finds."""
+    from falconlib.evaluation.score import FILES, load_samples
+
+    own = load_samples(folder / FILES["zero-shot"])
+    one, two = ({(s.task_id, s.index, s.greedy) for s in part} for part in (own, drawn))
+    return own if one == two else load_samples(sample_file(folder) or folder / FILES["zero-shot"])
+
+
 def main_table(train: Path, draws: int = 10000, seed: int = 0) -> pd.DataFrame:
     """The main table with the columns MAIN, one row per benchmark, mode, arm and metric.
 
