@@ -441,6 +441,9 @@ def test_the_report_names_the_commits_of_training_and_of_the_tables(tmp_path):
     assert "at commit unknown\n" in report.provenance(stage.root).text
     write_json(stage.root / "train/grpo-s0/run.json", facts)
     assert f"* Tables and figures and training: `falconlib run` at commit {'a' * 12}\n" in report.provenance(stage.root).text
+    assert "modes/" not in report.provenance(stage.root).text
+    write_text(stage.root / "modes/grpo-s0/samples.jsonl.gz", "later")
+    assert "\n* 1 file of samples in `modes/`" in report.provenance(stage.root).text
 
 
 def paired(comparison, difference, low, high, p, metric="pass@1", benchmark="humaneval", **more):

@@ -87,8 +87,11 @@ def provenance(root: Path) -> Section:
         state = "with uncommitted changes" if run["git"]["dirty"] else ""
         text = f"`{run['command']}` at commit {(run['git']['commit'] or 'unknown')[:12]} {state}".strip()
         made.setdefault(text, set()).add("training" if "train/" in key else "tables and figures")
+    later = len([*root.glob("modes/*/samples*.jsonl.gz")])
+    told = f"* {count(later, 'file')} of samples in `modes/`: `falconlib eval --out` after training, see the cards there"
     lines = [
         *(f"* {' and '.join(sorted(kinds)).capitalize()}: {text}" for text, kinds in made.items()),
+        *([told] if later else []),
         f"* Machine: {facts['platform']}; {', '.join(dict.fromkeys(run['device'] for run in runs.values()))}",
         f"* Python {facts['python']}, "
         + ", ".join(f"{name} {facts['packages'].get(name, '-')}" for name in ("torch", "transformers")),
