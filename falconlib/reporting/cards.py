@@ -68,14 +68,15 @@ def misfits(folder: Path, mode: str, card: Mapping[str, Any], samples: Sequence[
     weights = made.get(f"train/{folder.name}/adapter/adapter_model.safetensors", "")[:16]
     adapter = rf" with (train/{name}/adapter$|{name}/adapter \({weights}.*\)$)"
     greedy, drawn = (Counter(s.task_id for s in samples if s.greedy == alone) for alone in (True, False))
-    lenders = [folder.with_name(f"{lender}-s{seed}") / "card.json" for lender in (arm, "falcon")]  # GRPO recalls from FALCON's
-    lent = [read_json(file).get("+LTM", {}).get("memory") for file in lenders if "LTM" in mode and file.is_file()]
+    lender = arm if f"train/{folder.name}/memory.sqlite" in made else "falcon"  # an arm without a memory recalls from FALCON's
+    file = folder.with_name(f"{lender}-s{seed}") / "card.json"
+    lent = read_json(file).get("+LTM", {}).get("memory") if "LTM" in mode and file.is_file() else None
     wrong = {
         "problems": len({s.task_id for s in samples}) != sum(found["tasks"] for found in card["benchmarks"].values()),
         "samples": {*drawn.values()} != {card["decoding"]["samples"]} - {0} or {*greedy.values()} != {1},
         "seeds": card["seeds"] != [int(seed)],
         "adapters": "/adapter" in card["model"] if arm == "base" else not re.search(adapter, card["model"]),
-        "memories": ("LTM" in mode) != (card["memory"] is not None) or (any(lent) and card["memory"] not in lent),
+        "memories": ("LTM" in mode) != (card["memory"] is not None) or (lent or card["memory"]) != card["memory"],
         "modes": card["mode"] != mode,
     }
     return [what for what, found in wrong.items() if found]
