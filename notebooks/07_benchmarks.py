@@ -111,7 +111,8 @@ train = stage.find(f"train/{first}/samples.jsonl.gz").parents[1]
 runs = training_runs(train)
 for folder in (folder for folders in runs.values() for folder in folders):
     drawn = [file for mode in FILES if (file := sample_file(folder, mode))]
-    noted = {*drawn, *(file.with_name("card.json") for file in drawn), folder / "budget.json", folder / "metrics.jsonl"}
+    noted = {*drawn, *(file.with_name("card.json") for file in drawn)}
+    noted |= {folder / name for name in ("budget.json", "card.json", "metrics.jsonl", FILES["zero-shot"])}
     for file in sorted(file for file in noted if file.is_file()):
         stage.find(file.relative_to(train.parent).as_posix())  # notes in the manifest what was read
 for file in train.parent.glob("01_tasks/leakage.csv"):
