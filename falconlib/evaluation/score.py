@@ -176,8 +176,8 @@ def score_matrix(runs: Sequence[Sequence[Sample]], k: int) -> np.ndarray:
 
 def at_once(parameters: int) -> int:
     """Completions sampled together from a model of so many numbers: many end early, and a batch lasts as long as its longest, but
-    the states of a large model fill the memory. 192 and 64 are [ours]: for 135 M on one core 192
-    are a sixth faster than 128 (more per batch was slower again: the longest prompt pads all)."""
+    the states of a large model fill the memory. 192 and 64 are [ours]: 192 are a sixth faster than
+    128 for 135 M on one core, and more were slower: the longest prompt pads all."""
     return 192 if parameters <= 1 << 28 else 64
 
 
