@@ -6,9 +6,9 @@ Three parts, one process each, one after another: TRL's `GRPOTrainer`, our GRPO 
 inner and outer update, both memories). SmolLM2-135M, LoRA in float32 on all linear layers. Every completion gets exactly
 `--tokens` tokens (no part may stop early) and a reward that is a hash of its text (no group may be skipped for having no
 variance); all parts execute every program in the sandbox. TRL runs without gradient checkpointing, its faster way, with its
-own bf16 where the base has that type, in micro-batches of `--group` rows; ours take `--micro` tokens at once (MICRO: what was
-fastest on one machine for each type; the library's default is 1024). One run is one step of each: repeat it. Every part
-but the floor first makes an untimed small step of its own (see WARM_UP), so that cold memory and first calls do not count.
+own bf16 where the base has that type, in micro-batches of `--group` rows; ours take `--micro` tokens at once (the library's
+default), two micro-batches side by side. One run is one step of each: repeat it. Every part but the floor first makes an
+untimed small step of its own (see WARM_UP), so that cold memory and first calls do not count.
 The FALCON step is one whose tasks come for the first time: their short-term buffers hold this step's support only. A task that
 comes back brings up to 16 older episodes into the inner loop; in a study of some hundred tasks and steps few do.
 
@@ -34,7 +34,6 @@ from unittest import mock
 
 GFLOP_PER_TOKEN = 0.27  # SmolLM2-135M: 2 x 134.5 M weights, the tied vocabulary layer included
 TEMPERATURE = 0.7
-MICRO = {"bfloat16": 1536, "float32": 1024}  # tokens at once: more of them in float32 take longer, for the memory they touch
 WARM_UP = {"prompts": 2, "group": 4, "tokens": 8}
 
 
@@ -191,12 +190,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("prompts", 8), ("group", 8), ("tokens", 96), ("rank", 16)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--dtype", choices=tuple(MICRO), default="bfloat16", help="of the base's weights, in all parts")
-    parser.add_argument("--micro", type=int, help="train.micro_tokens of our parts (default: what suits the type)")
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the base's weights, in all parts"
+    )
+    parser.add_argument("--micro", type=int, default=1024, help="train.micro_tokens of our parts")
     parser.add_argument("--part", choices=("trl", "grpo", "falcon", "floor"), help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="one line of JSON only")
     options = parser.parse_args()
-    options.micro = options.micro or MICRO[options.dtype]
     if options.part:
         work = {"trl": trl, "floor": floor}.get(options.part, lambda o: ours(o, o.part))
         if options.part != "floor":

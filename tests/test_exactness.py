@@ -1,24 +1,28 @@
 """The fast ways equal the plain ones: TRL's losses, transformers' forward, one row at a time, finite differences."""
 
+import contextlib
 import itertools
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from transformers.cache_utils import DynamicCache
 
 from falconlib.config import LoraConfig, ModelConfig, Profile, override
 from falconlib.errors import FalconError
 from falconlib.feedback import error_token_mask
-from falconlib.policy.fast_weights import Adapted, FastWeights, normalised_step
+from falconlib.policy.fast_weights import Adapted, FastWeights, normalised_step, stored
 from falconlib.policy.generate import Row, generate
-from falconlib.policy.layers import GROUPED
+from falconlib.policy.layers import GROUPED, decoding
 from falconlib.policy.models import Policy, load_policy, tiny_model
 from falconlib.policy.score import HeadLogprobs, score
 from falconlib.records import Episode, Feedback, Reward
 from falconlib.rewards import leave_one_out
 from falconlib.rollout import token_offsets
 from falconlib.training.advantages import scored
-from falconlib.training.batches import Example, collate, learning, score_batch
+from falconlib.training.batches import Example, MicroBatches, collate, learning, micro_batches, score_batch
 from falconlib.training.losses import cross_entropy_loss, policy_gradient_loss
 
 PROMPTS = ["def add(a, b):", "Write a function that reverses a text.\n```python\n", "x"]
@@ -251,10 +255,12 @@ def test_of_two_losses_on_one_forward_each_backward_takes_only_the_gradients_it_
         both = torch.autograd.grad(loss, [*deltas.values(), *tiny_policy.parameters()], retain_graph=True)
         assert all(a is not None and d is not None for _, _, a, _, d, *_ in taken)
         found = []
-        for fast.wants, leaves in (("delta", list(deltas.values())), ("theta", tiny_policy.parameters())):
+        for fast.now.wants, leaves in (("delta", list(deltas.values())), ("theta", tiny_policy.parameters())):
             taken.clear()
             found += torch.autograd.grad(loss, leaves, retain_graph=True)
-            assert all((a is None, d is None) == (fast.wants == "delta", fast.wants == "theta") for _, _, a, _, d, *_ in taken)
+            assert all(
+                (a is None, d is None) == (fast.now.wants == "delta", fast.now.wants == "theta") for _, _, a, _, d, *_ in taken
+            )
     assert all(torch.equal(a, b) for a, b in zip(found, both, strict=True))
 
 
@@ -448,3 +454,122 @@ def test_the_error_line_mask_decodes_to_the_line(kind, text):
         assert line.strip() in covered  # the whole line, and no token that does not touch it
         start = sum(len(x) + 1 for x in lines[: number - 1])
         assert all(spans[i][1] > start and spans[i][0] < start + len(line) + 1 for i in marked)
+
+
+def gradients_of(policy, micro, examples, deltas):
+    """Gradient of cross-entropy with respect to the deltas and to theta, and which threads computed it."""
+    fast, threads, total = FastWeights(policy.model), [], []
+    leaves = {name: d.clone().requires_grad_() for name, d in deltas.items()}
+    both = [*leaves.values(), *policy.parameters()]
+
+    def work(chunk):
+        threads.append((threading.get_ident(), torch.get_num_threads()))
+        batch = collate(policy, chunk)
+        loss = cross_entropy_loss(score_batch(policy, batch, fast, Profile())[0], batch, 5.0)
+        meeting.wait()  # no thread goes on before the other one has chosen its tasks and read its prompts
+        fast.now.wants = ""
+        return torch.autograd.grad(loss, both)
+
+    meeting = threading.Barrier(micro.at_once, timeout=60)
+    with fast.active(leaves), learning(policy, Profile()):
+        micro.each(examples, work, total.append)
+    return [sum(parts) for parts in zip(*total, strict=True)], threads
+
+
+def test_micro_batches_side_by_side_have_the_gradients_of_one_after_another(tiny_policy, monkeypatch):
+    own = torch.get_num_threads
+    monkeypatch.setattr(torch, "get_num_threads", lambda: max(own(), 2))
+    generator = torch.Generator().manual_seed(0)
+    deltas = {n: 0.1 * torch.randn(d.shape, generator=generator) for n, d in FastWeights(tiny_policy.model).zeros(2).items()}
+    examples = [e for _ in range(4) for e in rows_of(tiny_policy)]
+    before = torch.get_num_threads()
+    alone, one = gradients_of(tiny_policy, MicroBatches(tiny_policy, 200, 1), examples, deltas)
+    found = [gradients_of(tiny_policy, MicroBatches(tiny_policy, 200, 2), examples, deltas) for _ in range(2)]
+    assert len({i for i, _ in one}) == 1 and all(len({i for i, _ in threads}) == 2 for _, threads in found)
+    for ours, again, expected in zip(found[0][0], found[1][0], alone, strict=True):
+        assert torch.allclose(ours, expected, atol=1e-5 * float(expected.abs().max()))
+        assert torch.equal(ours, again)  # whichever ends first
+    assert torch.get_num_threads() == before and "forward" not in vars(tiny_policy.model.get_output_embeddings())
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(own).result() == before  # a thread to come is not held to one core
+
+
+def test_side_by_side_the_work_is_shared_out_evenly_within_the_bound(tiny_policy):
+    def cost(chunk):
+        prompts = {(e.prompt, e.task) for e in chunk}
+        size = len(prompts) * max(len(tiny_policy.encode(p)) for p, _ in prompts)
+        return len(chunk) * max(len(e.tokens) for e in chunk) + size
+
+    examples = [e for _ in range(4) for e in rows_of(tiny_policy)]
+    for bound in (60, 100, 200, 10_000):
+        pieces, plain = micro_batches(tiny_policy, examples, bound, 2), micro_batches(tiny_policy, examples, bound)
+        assert sorted(e.tokens for c in pieces for e in c) == sorted(e.tokens for e in examples)
+        assert len(pieces) % 2 == 0 or pieces == plain
+        assert all(cost(c) <= bound for c in pieces if len(c) > 1)
+    assert len(pieces) == 2 and max(map(cost, pieces)) < 1.3 * min(map(cost, pieces))
+
+
+def test_what_works_side_by_side_and_runs_out_of_memory_is_done_again_in_smaller_pieces(tiny_policy, monkeypatch, capsys):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    examples, seen = rows_of(tiny_policy), []
+
+    def work(chunk):
+        if len(chunk) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return chunk
+
+    MicroBatches(tiny_policy, 100, 2).each(examples, work, seen.extend)
+    assert sorted(e.tokens for e in seen) == sorted(e.tokens for e in examples)
+    assert "going on with" in capsys.readouterr().err
+    alone, busy, micro = threading.Semaphore(1), threading.Barrier(2, timeout=60), MicroBatches(tiny_policy, 1, 2)
+
+    def work_alone(chunk):  # memory for one of them
+        if micro.at_once == 2:
+            busy.wait()
+            if not alone.acquire(blocking=False):
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+        return chunk
+
+    seen.clear()
+    micro.each(examples, work_alone, seen.extend)
+    assert sorted(e.tokens for e in seen) == sorted(e.tokens for e in examples) and micro.at_once == 1
+    assert "one micro-batch at a time" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):
+        MicroBatches(tiny_policy, 100, 2).each(examples, lambda chunk: 1 / 0, seen.extend)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_token_read_by_the_lean_layer_equals_the_models_own(dtype, moved):
+    policy = load_policy(ModelConfig(name="tiny", dtype=dtype), LoraConfig(r=4, alpha=8, top_layers=0))
+    generator = torch.Generator().manual_seed(0)
+    for p in policy.parameters():
+        p.data = 0.1 * torch.randn(p.shape, generator=generator)
+    fast = FastWeights(policy.model)
+    deltas = {n: 0.1 * torch.randn(d.shape, generator=generator) for n, d in fast.zeros(2).items()} if moved else None
+    ids = torch.randint(1, 500, (3, 9), generator=generator)
+    mask = torch.tensor([[0] * k + [1] * (9 - k) for k in (0, 2, 4)])
+    ran = []
+
+    def logits(block):
+        cache, found = DynamicCache(), []
+        with torch.no_grad(), fast.active(deltas), block:
+            fast.select(torch.tensor([0, 1, 0]))
+            for end in (6, 7, 8, 9):
+                part = {"input_ids": ids[:, 0 if end == 6 else end - 1 : end], "attention_mask": mask[:, :end]}
+                place = (mask[:, :end].cumsum(1) - 1).clamp(min=0)[:, -part["input_ids"].shape[1] :]
+                found.append(policy.model(**part, position_ids=place, past_key_values=cache).logits[:, -1].float())
+                ran.append("forward" in vars(policy.inner.model.layers[0]))
+        return torch.stack(found)
+
+    own, lean = logits(contextlib.nullcontext()), logits(decoding(policy))
+    assert ran == [False] * 4 + [True] * 4 and not vars(policy.inner.model.layers[0]).get("forward")
+    assert torch.allclose(own, lean, atol={"float32": 1e-5, "bfloat16": 0.06}[dtype] * float(own.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_stored_weights_give_the_same_products(dtype):
+    generator = torch.Generator().manual_seed(0)
+    weight, bias, x = (torch.randn(s, generator=generator).to(dtype) for s in ((96, 64), (96,), (5, 1, 64)))
+    for b in (None, bias):
+        assert torch.allclose(stored(weight, b)(x), torch.nn.functional.linear(x, weight, b), rtol=1e-5, atol=1e-5)

@@ -48,7 +48,7 @@ def deltas_for(conductor: Conductor, tasks: Sequence[Task], mode: str, practice:
     policy, profile = conductor.policy, conductor.profile
     if not policy.parameters():
         raise FalconError(f"mode {mode!r} adapts LoRA weights, and the model has none", "--adapter FOLDER")
-    micro = MicroBatches(policy, profile.train.micro_tokens)
+    micro = MicroBatches(policy, profile.train.micro_tokens, profile.train.side_by_side)
     positives: list[list[Example]] = [[] for _ in tasks]
     if mode == "+LTM adapt":
         known = {t.task_id: t for name in profile.tasks.train for t in load_tasks(name, "train")}

@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from falconlib.errors import FalconError
 from falconlib.policy.fast_weights import Deltas, FastWeights
+from falconlib.policy.layers import decoding
 from falconlib.policy.models import Policy
 
 PREFILL_TOKENS = 4096  # [ours] padded prompt tokens per forward: bounds memory, and keeps like lengths together
@@ -118,7 +119,7 @@ def generate(
     done: list[Completion | None] = [None] * len(rows)
     # like lengths together: less padding
     order = sorted(range(len(rows)), key=lambda i: (len(encoded[rows[i].prompt]), rows[i].prompt, i))
-    with FastWeights(policy.model).active(deltas) as adapted:
+    with FastWeights(policy.model).active(deltas) as adapted, decoding(policy):
         fast = adapted if deltas is not None else None  # theta alone: all tasks share it
         sampler = decode_seq2seq if policy.seq2seq else decode_batch
         while order:

@@ -1,16 +1,18 @@
-"""A Llama's layers as they are trained on a CPU: the same function with less memory traffic, most of all backward."""
+"""A Llama's layers on a CPU: the same function with less memory traffic in training, fewer operations per sampled token."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 from transformers import AttentionInterface, LlamaForCausalLM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from falconlib.policy.fast_weights import stored
 from falconlib.policy.models import Policy
 
 GROUPED = "falcon_grouped"
@@ -56,14 +58,19 @@ class Norm(torch.autograd.Function):
         return slope.mul_(scale).addcmul_(wide, along, value=-1).to(x.dtype), None, None
 
 
+def is_lean(policy: Policy) -> bool:
+    """Whether `lean` changes anything."""
+    return type(policy.inner) is LlamaForCausalLM and policy.device.type == "cpu"
+
+
 @contextmanager
 def lean(policy: Policy) -> Iterator[None]:
     """Inside the block a Llama on a CPU attends by `grouped_attention` and normalises by `Norm`: the same but for rounding, half
     the time backward. Other models, and GPUs, have ways of their own."""
-    model = policy.inner
-    if type(model) is not LlamaForCausalLM or policy.device.type != "cpu":
+    if not is_lean(policy):
         yield
         return
+    model = policy.inner
     attention = model.config._attn_implementation
     norms = [m for m in model.modules() if isinstance(m, LlamaRMSNorm) and not m.weight.requires_grad]
     try:
@@ -75,3 +82,52 @@ def lean(policy: Policy) -> Iterator[None]:
         model.set_attn_implementation(attention)
         for norm in norms:
             norm.__dict__.pop("forward", None)
+
+
+def one_token(layer) -> Callable[..., torch.Tensor]:
+    """The forward of a LlamaDecoderLayer for one more token per row, states (R, 1, H); longer pieces go its own way.
+
+    Queries and keys are rotated together, x cos + swap(x) sin with the sign in sin; queries that share a key stand side by side.
+    """
+    own, attention, mlp = layer.forward, layer.self_attn, layer.mlp
+    size, place = attention.head_dim, attention.layer_idx
+    sign = torch.ones(size).index_fill_(0, torch.arange(size // 2), -1.0)
+
+    def forward(states, attention_mask=None, past_key_values=None, position_embeddings=None, **rest):
+        if states.shape[1] > 1 or past_key_values is None:
+            rest |= {"past_key_values": past_key_values, "position_embeddings": position_embeddings}
+            return own(states, attention_mask=attention_mask, **rest)
+        x = layer.input_layernorm(states)
+        query, key, value = attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
+        cos, sin = position_embeddings
+        both = torch.cat([query, key], -1).view(len(x), -1, size)  # (R, heads + kv heads, d)
+        both = (both * cos).addcmul_(both.roll(size // 2, -1), sin * sign.to(sin.dtype))
+        query, key = both.split([query.shape[-1] // size, key.shape[-1] // size], 1)
+        keys, values = past_key_values.update(key[:, :, None], value.view(len(x), -1, 1, size), place)
+        query = query.reshape(len(x), keys.shape[1], -1, size)
+        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=attention_mask, scale=attention.scaling)
+        states = states + attention.o_proj(mixed.reshape(len(x), 1, -1))
+        x = layer.post_attention_layernorm(states)
+        return states + mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)).mul_(mlp.up_proj(x)))
+
+    return forward
+
+
+@contextmanager
+def decoding(policy: Policy) -> Iterator[None]:
+    """Inside the block a Llama on a CPU reads one more token per row by `one_token`, and its vocabulary layer is `stored`: the
+    same but for rounding, in four fifths of the time. It is without gradients."""
+    if not is_lean(policy):
+        yield
+        return
+    head = policy.model.get_output_embeddings()
+    ours = {layer: one_token(layer) for layer in policy.inner.model.layers}
+    if "forward" not in vars(head):  # somebody else's stays
+        ours[head] = stored(head.weight, head.bias)
+    try:
+        for module, forward in ours.items():
+            module.forward = forward
+        yield
+    finally:
+        for module in ours:
+            module.__dict__.pop("forward", None)

@@ -68,18 +68,21 @@ class HeadLogprobs(torch.autograd.Function):
         logprobs, entropy = states.new_empty(len(states), dtype=torch.float32), states.new_empty(len(states), dtype=torch.float32)
         slope = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         # once: fresh memory costs more than the exponentials
-        room = torch.empty(2, min(CHUNK, len(states)), len(weight), device=states.device)
+        shape = (min(CHUNK, len(states)), len(weight))
+        room, thin = torch.empty(2, *shape, device=states.device), torch.empty(shape, dtype=weight.dtype, device=states.device)
         for start in range(0, len(states), CHUNK):
             part = slice(start, start + CHUNK)
             degrees = temperature[part, None]
-            logits, p = room[:, : len(degrees)]
-            logits.copy_(F.linear(states[part], weight, bias)).div_(degrees)
+            (logits, p), product = room[:, : len(degrees)], thin[: len(degrees)]
+            into = (states[part], weight.T)
+            torch.mm(*into, out=product) if bias is None else torch.addmm(bias, *into, out=product)
+            logits.copy_(product).div_(degrees)
             own = logits.sub_(logits.amax(-1, keepdim=True)).gather(-1, tokens[part, None]).squeeze(-1)
             total = torch.exp(logits.clamp_(min=-1e4), out=p).sum(-1)  # a word that is masked with -inf adds 0, not 0 times it
             logprobs[part] = own - total.log()
             entropy[part] = total.log() - logits.mul_(p).sum(-1) / total  # two sums of one sign: nothing cancels
             if slope is not None:
-                mean = (p.to(weight.dtype) @ weight) / total[:, None]
+                mean = (product.copy_(p) @ weight) / total[:, None]
                 slope[part] = ((weight.index_select(0, tokens[part]) - mean) / degrees).to(slope.dtype)
         ctx.save_for_backward(slope)
         ctx.mark_non_differentiable(entropy)
@@ -94,8 +97,12 @@ class HeadLogprobs(torch.autograd.Function):
 
 @contextmanager
 def bare(policy: Policy) -> Iterator[torch.nn.Module]:
-    """The model without its vocabulary layer (yielded) inside the block: what it calls logits are the states before it."""
+    """The model without its vocabulary layer (yielded) inside the block: what it calls logits are the states before it. In a
+    block of another one it stays as it is: a thread that ends must not give it back to those that run."""
     head = policy.model.get_output_embeddings()
+    if "forward" in vars(head):
+        yield head
+        return
     head.forward = lambda states: states
     try:
         yield head

@@ -1,15 +1,18 @@
 """Examples to learn from and their way through memory: tensors of a micro-batch, like lengths and like prompts together.
 
-`MicroBatches` runs a piece of work on one micro-batch after another and halves them when memory runs out.
+`MicroBatches` runs a piece of work on one micro-batch after another, on a CPU on some of them side by side, and halves them when
+memory runs out.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -19,9 +22,11 @@ from falconlib.config import Profile
 from falconlib.errors import FalconError
 from falconlib.policy.fast_weights import FastWeights
 from falconlib.policy.generate import out_of_memory
-from falconlib.policy.layers import lean
+from falconlib.policy.layers import is_lean, lean
 from falconlib.policy.models import Policy
-from falconlib.policy.score import score
+from falconlib.policy.score import bare, score
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -97,30 +102,42 @@ def learning(policy: Policy, profile: Profile) -> Iterator[None]:
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
         layer.gradient_checkpointing = layer.training = True
     try:
-        with lean(policy):
+        with lean(policy), bare(policy):
             yield
     finally:
         for layer in layers:
             layer.gradient_checkpointing = layer.training = False
 
 
-def micro_batches(policy: Policy, examples: Sequence[Example], micro_tokens: int) -> list[list[Example]]:
+def micro_batches(policy: Policy, examples: Sequence[Example], micro_tokens: int, at_once: int = 1) -> list[list[Example]]:
     """Examples in pieces of at most `micro_tokens` padded tokens (always at least one example): those of one prompt side by
-    side, since its tokens count once, the groups with the longest completions first."""
+    side, since its tokens count once, the groups with the longest completions first. at_once: pieces that run side by side,
+    among which the work is shared out."""
     size = {p: len(policy.encode(p)) for p in dict.fromkeys(e.prompt for e in examples)}
     longest = {p: max(len(e.tokens) for e in examples if e.prompt == p) for p in size}
     order = sorted(examples, key=lambda e: (-longest[e.prompt], e.prompt, e.task, -len(e.tokens)))
-    found: list[list[Example]] = []
-    for e in order:
-        if found:
-            rows = [*found[-1], e]
-            prompts = {(x.prompt, x.task) for x in rows}
-            cost = len(rows) * max(len(x.tokens) for x in rows) + len(prompts) * max(size[p] for p, _ in prompts)
-            if cost <= micro_tokens:
+
+    def cost(rows: Sequence[Example]) -> int:
+        prompts = {(x.prompt, x.task) for x in rows}
+        return len(rows) * max(len(x.tokens) for x in rows) + len(prompts) * max(size[p] for p, _ in prompts)
+
+    def cut(bound: float) -> list[list[Example]]:
+        found: list[list[Example]] = []
+        for e in order:
+            if found and cost([*found[-1], e]) <= bound:
                 found[-1].append(e)
-                continue
-        found.append([e])
-    return found
+            else:
+                found.append([e])
+        return found
+
+    found = cut(micro_tokens)
+    if at_once == 1 or len(examples) < 2:
+        return found
+    rounds = -(-len(found) // at_once)
+    bound = max(sum(map(cost, found)) / (rounds * at_once), 1)
+    while bound < micro_tokens and len(even := cut(bound)) > rounds * at_once:
+        bound *= 1.05
+    return even if bound < micro_tokens else found
 
 
 def count_tokens(examples: Sequence[Example]) -> int:
@@ -130,31 +147,74 @@ def count_tokens(examples: Sequence[Example]) -> int:
 
 @dataclass
 class MicroBatches:
-    """How many padded tokens go through the model at once; fewer after it ran out of memory, for the rest of the run."""
+    """How many padded tokens go through the model at once; fewer after it ran out of memory, for the rest of the run.
+
+    at_once: micro-batches of so many tokens side by side, where the policy is a Llama on a CPU of as many threads.
+    """
 
     policy: Policy
     tokens: int
+    at_once: int = 1
 
-    def each(self, examples: Sequence[Example], work: Callable[[list[Example]], None]) -> None:
-        """`work` on every micro-batch. It must leave no trace when it raises: then it is called again with fewer examples.
+    def each(
+        self, examples: Sequence[Example], work: Callable[[list[Example]], Found], add: Callable[[Found], object] | None = None
+    ) -> None:
+        """`work` on every micro-batch, and `add` on what it found, in their order: the sums do not depend on which ends first.
+        With `add`, `work` may run on several threads, and must change nothing that others see; without, it may change what it
+        likes. Where it raises it must leave no trace: then it is called again with fewer examples.
 
         Raises FalconError when a single example does not fit the memory.
         """
-        todo = micro_batches(self.policy, examples, self.tokens)
-        while todo:
-            try:
-                work(todo[0])
-                todo = todo[1:]
-                continue
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-            if len(todo[0]) == 1:
-                raise FalconError(
-                    "one example alone does not fit the memory", "lower sample.max_new_tokens, or use a smaller model"
-                )
-            self.tokens //= 2
-            sys.stderr.write(f"falconlib: out of memory; going on with {self.tokens} tokens at once\n")
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            todo = micro_batches(self.policy, [e for chunk in todo for e in chunk], self.tokens)
+        threads = torch.get_num_threads()
+        at_once = min(self.at_once, threads) if add is not None and is_lean(self.policy) else 1
+        todo = micro_batches(self.policy, examples, self.tokens, at_once)
+        with side_by_side(at_once, threads) as run:
+            while todo:
+                now, failed = todo[:at_once], []
+                for chunk, (found, error) in zip(now, run(partial(attempt, work), now), strict=True):
+                    if error is not None:
+                        failed.append(chunk)
+                    elif add is not None:
+                        add(found)
+                todo = [*failed, *todo[at_once:]]
+                if failed:
+                    todo = self.smaller(todo, at_once)
+                    at_once = min(at_once, self.at_once)
+
+    def smaller(self, todo: list[list[Example]], at_once: int) -> list[list[Example]]:
+        """What is left to do after memory ran out on the first of it."""
+        if len(todo[0]) == 1 and at_once > 1:
+            self.at_once = 1
+            sys.stderr.write("falconlib: out of memory; going on with one micro-batch at a time\n")
+            return todo
+        if len(todo[0]) == 1:
+            raise FalconError("one example alone does not fit the memory", "lower sample.max_new_tokens, or use a smaller model")
+        self.tokens //= 2
+        sys.stderr.write(f"falconlib: out of memory; going on with {self.tokens} tokens at once\n")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return micro_batches(self.policy, [e for chunk in todo for e in chunk], self.tokens, at_once)
+
+
+def attempt(work: Callable[[list[Example]], Found], chunk: list[Example]) -> tuple[Found | None, RuntimeError | None]:
+    """What `work` found, or the error when memory ran out."""
+    try:
+        return work(chunk), None
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return None, error
+
+
+@contextmanager
+def side_by_side(at_once: int, threads: int) -> Iterator[Callable]:
+    """A `map` whose calls run on so many threads, which share torch's: one product on two cores waits for the slower one at each
+    of its thousand small operations, two on a core each do not."""
+    if at_once == 1:
+        yield map
+        return
+    with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads // at_once,)) as pool:
+        try:
+            yield pool.map
+        finally:
+            torch.set_num_threads(threads)  # of threads to come: those of the pool have changed it

@@ -24,7 +24,7 @@ from falconlib.training.batches import Batch, Example, MicroBatches, collate, co
 from falconlib.training.losses import cross_entropy_loss, policy_gradient_loss
 
 if TYPE_CHECKING:
-    from falconlib.training.outer import SupportHalf
+    from falconlib.training.outer import Share, SupportHalf
 
 
 @dataclass(frozen=True)
@@ -100,26 +100,29 @@ def inner_gradient(
     leaves = {name: d.detach().requires_grad_() for name, d in deltas.items()}
     total = {name: torch.zeros_like(d) for name, d in deltas.items()}
 
-    def work(chunk: list[Example], half: SupportHalf | None = None) -> None:
+    def work(chunk: list[Example], half: SupportHalf | None = None) -> tuple[Sequence[torch.Tensor], Share | None]:
         batch = collate(policy, chunk, profile.sample.temperature)
         logprobs, entropy = score_batch(policy, batch, fast, profile)
         loss = inner_loss(logprobs, batch, chunk, profile)
-        fast.wants = "delta"
+        fast.now.wants = "delta"
         parts = torch.autograd.grad(loss, list(leaves.values()), retain_graph=half is not None)
-        if half is not None:
-            fast.wants = "theta"
-            half.take(chunk, logprobs, entropy)
-        for name, part in zip(leaves, parts, strict=True):
+        fast.now.wants = "theta"
+        return parts, half.share(chunk, logprobs, entropy) if half is not None else None
+
+    def add(found: tuple[Sequence[torch.Tensor], Share | None]) -> None:
+        for name, part in zip(leaves, found[0], strict=True):
             total[name] += part
+        if half is not None and found[1] is not None:
+            half.outer.add(half.total, found[1])
 
     both = [e for e in examples if half is not None and id(e) in half.twins]
     rest = [e for e in examples if half is None or id(e) not in half.twins]
     rest = [e for e in rest if any(e.advantages) or not e.logprobs]  # what has no advantage adds 0: it only counts in Z
     with learning(policy, profile):
         with fast.active(leaves):
-            micro.each(both, partial(work, half=half))
+            micro.each(both, partial(work, half=half), add)
         with fast.active(leaves, theta=False):
-            micro.each(rest, work)
+            micro.each(rest, work, add)
     return total
 
 

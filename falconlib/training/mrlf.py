@@ -73,7 +73,7 @@ class MRLF:
             raise FalconError(f"{len(self.tasks)} training tasks for {world()} processes", "start fewer processes")
         train = self.profile.train
         self.parameters = self.policy.parameters()
-        self.micro = MicroBatches(self.policy, train.micro_tokens)
+        self.micro = MicroBatches(self.policy, train.micro_tokens, train.side_by_side)
         known, critic = {t.task_id: t for t in self.tasks}, CRITICS.get(train.advantage)
         self.critic = critic(self.policy, self.profile, self.micro, known) if critic else None
         self.outer = Outer(self.policy, self.conductor, known, self.profile, self.micro, self.critic)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -28,6 +29,9 @@ from falconlib.training.inner import Adaptation
 from falconlib.training.losses import cross_entropy_loss, negative_loss, policy_gradient_loss
 
 LossOf = Callable[[torch.Tensor, Batch], tuple[torch.Tensor, torch.Tensor | float]]  # loss and tokens that the clip cut off
+Share = tuple[
+    tuple[float, ...], Sequence[torch.Tensor | None]
+]  # of a micro-batch: its sums, in the order of NOTHING, and gradients
 NOTHING = MappingProxyType({"loss": 0.0, "clipped": 0.0, "entropy": 0.0, "tokens": 0})
 
 
@@ -108,23 +112,26 @@ class Outer:
         """Adds the gradient of weight * loss to theta's `.grad`; returns sums over all processes, on top of those `before`."""
         total, fast = dict(before), FastWeights(self.policy.model)
 
-        def work(chunk: list[Example]) -> None:
+        def work(chunk: list[Example]) -> Share:
             batch = collate(self.policy, chunk, self.profile.sample.temperature)
             logprobs, entropy = score_batch(self.policy, batch, fast, self.profile)
-            self.add(total, loss_of(logprobs, batch), entropy, chunk, weight)
+            return self.share(loss_of(logprobs, batch), entropy, chunk, weight)
 
         if examples:
             with fast.active(deltas), learning(self.policy, self.profile):
-                self.micro.each(examples, work)
+                self.micro.each(examples, work, partial(self.add, total))
         return {k: sum(part[k] for part in gather([total])) for k in total}
 
-    def add(self, total: dict[str, float], found, entropy: torch.Tensor, chunk: Sequence[Example], weight: float) -> None:
-        """Adds one micro-batch: its sums to `total`, its gradient to theta's `.grad`. found: what a LossOf gave."""
+    def share(self, found, entropy: torch.Tensor, chunk: Sequence[Example], weight: float) -> Share:
+        """What one micro-batch adds; it changes nothing yet. found: what a LossOf gave."""
         loss, cut = found
-        parameters = self.policy.parameters()
         sums = (float(loss.detach()), float(cut), float(entropy.sum()), sum(len(e.tokens) for e in chunk))
-        gradients = torch.autograd.grad(weight * loss, parameters, allow_unused=True)  # not `backward`: all or nothing
-        for p, g in zip(parameters, gradients, strict=True):  # nothing from here on asks for memory
+        return sums, torch.autograd.grad(weight * loss, self.policy.parameters(), allow_unused=True)
+
+    def add(self, total: dict[str, float], share: Share) -> None:
+        """Adds the share of one micro-batch: its sums to `total`, its gradient to theta's `.grad`."""
+        sums, gradients = share
+        for p, g in zip(self.policy.parameters(), gradients, strict=True):
             if g is not None:
                 p.grad = g if p.grad is None else p.grad.add_(g)
         total.update({k: total[k] + v for k, v in zip(total, sums, strict=True)})
@@ -168,11 +175,11 @@ class SupportHalf:
         for p in outer.policy.parameters():
             p.grad = torch.zeros_like(p)
 
-    def take(self, chunk: list[Example], logprobs: torch.Tensor, entropy: torch.Tensor) -> None:
-        """Adds the gradient of a micro-batch of the inner loop that holds twins only."""
+    def share(self, chunk: list[Example], logprobs: torch.Tensor, entropy: torch.Tensor) -> Share:
+        """What a micro-batch of the inner loop that holds twins only adds."""
         twins = [self.twins[id(e)] for e in chunk]
         found = self.loss_of(logprobs, collate(self.outer.policy, twins, self.outer.profile.sample.temperature))
-        self.outer.add(self.total, found, entropy, twins, self.weight)
+        return self.outer.share(found, entropy, twins, self.weight)
 
     def finish(self) -> dict[str, float]:
         """The gradient of the examples left over; returns sums over all processes."""
