@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -573,3 +574,32 @@ def test_stored_weights_give_the_same_products(dtype):
     weight, bias, x = (torch.randn(s, generator=generator).to(dtype) for s in ((96, 64), (96,), (5, 1, 64)))
     for b in (None, bias):
         assert torch.allclose(stored(weight, b)(x), torch.nn.functional.linear(x, weight, b), rtol=1e-5, atol=1e-5)
+
+
+def test_a_failed_attempt_keeps_no_memory_while_the_next_one_runs(tiny_policy):
+    class Graph:
+        pass
+
+    made: list[weakref.ref] = []
+
+    def work(chunk):
+        assert not any(old() for old in made)
+        graph = Graph()
+        made.append(weakref.ref(graph))
+        if len(chunk) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return chunk
+
+    MicroBatches(tiny_policy, 100).each(rows_of(tiny_policy), work, list)
+    assert len(made) > len(rows_of(tiny_policy))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_gpus_backward_thread_sees_what_the_batch_is_of_and_a_cpus_threads_have_their_own(device):
+    model = load_policy(ModelConfig(name="tiny"), LoraConfig(r=4, alpha=8, top_layers=0)).model.to(device)
+    fast = FastWeights(model)
+    fast.select(torch.tensor([1, 0]))
+    fast.now.wants = "delta"
+    with ThreadPoolExecutor(1) as pool:
+        seen = pool.submit(lambda: (len(fast.now.rows), fast.now.wants)).result()
+    assert seen == ((0, "") if device == "cpu" else (2, "delta")) and fast.now.wants == "delta"

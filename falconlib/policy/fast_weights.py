@@ -20,8 +20,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-COPIED = 1 << 28  # [ours] adapted weights of up to so many numbers are stored twice while sampling: 15 % faster, for 0.5 GB
-PACKS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+COPIED = 1 << 28  # [ours] adapted weights (and a head) of up to so many numbers are stored twice while sampling: 1 GB at most
+PACKS = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not on every processor
 Deltas = dict[str, torch.Tensor]  # name of a lora_B layer -> (tasks, out, r)
 
 
@@ -73,12 +73,17 @@ class Adapted(torch.autograd.Function):
         return to_x, None, to_a, to_b, to_delta, None, None, None, None, None
 
 
-class Now(threading.local):
-    """What a thread is at: micro-batches may run side by side. rows: the task of each row of its batch, (rows,); place: the same
-    as (rows, tasks) of 0 and 1; wants: "theta" or "delta": its backward is for these alone, and leaves the others out."""
+class Now:
+    """What the batch at work is of. rows: each row's task, (rows,); place: the same as (rows, tasks) of 0 and 1; wants: "theta"
+    or "delta": the backward to come is for these alone, and leaves the others out (whoever sets it does so before each one)."""
 
     rows = place = torch.empty(0, dtype=torch.long)
     wants = ""
+
+
+class Own(Now, threading.local):
+    """One for each thread: on a CPU batches run side by side. A GPU runs backward, and layers again in it, on a thread of torch's
+    own, which has to see what the caller said."""
 
 
 class FastWeights:
@@ -89,7 +94,7 @@ class FastWeights:
             name: module for name, module in model.named_modules() if ".lora_B." in name and isinstance(module, nn.Linear)
         }
         self.owners: dict[str, Any] = {name: model.get_submodule(name.partition(".lora_B.")[0]) for name in self.layers}
-        self.now = Now()
+        self.now = Own() if next(model.parameters()).device.type == "cpu" else Now()
         self.copies = sum(owner.get_base_layer().weight.numel() for owner in self.owners.values()) <= COPIED
         self.tasks = 0  # of the active deltas
 

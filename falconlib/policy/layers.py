@@ -85,7 +85,8 @@ def lean(policy: Policy) -> Iterator[None]:
 
 
 def one_token(layer) -> Callable[..., torch.Tensor]:
-    """The forward of a LlamaDecoderLayer for one more token per row, states (R, 1, H); longer pieces go its own way.
+    """The forward of a LlamaDecoderLayer for one token per row, states (R, 1, H); the layer's own one where there are more, or no
+    cache.
 
     Queries and keys are rotated together, x cos + swap(x) sin with the sign in sin; queries that share a key stand side by side.
     """

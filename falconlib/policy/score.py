@@ -22,7 +22,7 @@ from falconlib.policy.generate import left_pad
 from falconlib.policy.models import Policy
 
 LIKE = 1.3  # [ours] prompts up to so much longer are padded to each other's length
-CHUNK = 128  # [ours] tokens whose logits exist at once: 25 MB for 49,152 words, small enough for malloc to use it again
+CHUNK = 128  # [ours] tokens whose logits exist at once: 25 MB for 49,152 words
 
 
 def score(

@@ -171,8 +171,8 @@ class MicroBatches:
         with side_by_side(at_once, threads) as run:
             while todo:
                 now, failed = todo[:at_once], []
-                for chunk, (found, error) in zip(now, run(partial(attempt, work), now), strict=True):
-                    if error is not None:
+                for chunk, (found, fits) in zip(now, run(partial(attempt, work), now), strict=True):
+                    if not fits:
                         failed.append(chunk)
                     elif add is not None:
                         add(found)
@@ -196,14 +196,14 @@ class MicroBatches:
         return micro_batches(self.policy, [e for chunk in todo for e in chunk], self.tokens, at_once)
 
 
-def attempt(work: Callable[[list[Example]], Found], chunk: list[Example]) -> tuple[Found | None, RuntimeError | None]:
-    """What `work` found, or the error when memory ran out."""
+def attempt(work: Callable[[list[Example]], Found], chunk: list[Example]) -> tuple[Found | None, bool]:
+    """What `work` found, and whether it fitted the memory. Not the error: it would keep alive all that the work had made."""
     try:
-        return work(chunk), None
+        return work(chunk), True
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
-        return None, error
+    return None, False
 
 
 @contextmanager
@@ -213,8 +213,8 @@ def side_by_side(at_once: int, threads: int) -> Iterator[Callable]:
     if at_once == 1:
         yield map
         return
-    with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads // at_once,)) as pool:
-        try:
+    try:
+        with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads // at_once,)) as pool:
             yield pool.map
-        finally:
-            torch.set_num_threads(threads)  # of threads to come: those of the pool have changed it
+    finally:
+        torch.set_num_threads(threads)  # of threads to come: those of the pool have changed it

@@ -29,9 +29,8 @@ from falconlib.training.inner import Adaptation
 from falconlib.training.losses import cross_entropy_loss, negative_loss, policy_gradient_loss
 
 LossOf = Callable[[torch.Tensor, Batch], tuple[torch.Tensor, torch.Tensor | float]]  # loss and tokens that the clip cut off
-Share = tuple[
-    tuple[float, ...], Sequence[torch.Tensor | None]
-]  # of a micro-batch: its sums, in the order of NOTHING, and gradients
+# what a micro-batch adds: its sums, in the order of NOTHING, and its gradients
+Share = tuple[tuple[float, ...], Sequence[torch.Tensor | None]]
 NOTHING = MappingProxyType({"loss": 0.0, "clipped": 0.0, "entropy": 0.0, "tokens": 0})
 
 
