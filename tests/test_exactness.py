@@ -6,6 +6,7 @@ import json
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from transformers.cache_utils import DynamicCache
 from falconlib.config import LoraConfig, ModelConfig, Profile, override
 from falconlib.errors import FalconError
 from falconlib.feedback import error_token_mask
-from falconlib.policy.fast_weights import Adapted, FastWeights, normalised_step, stored
+from falconlib.policy.fast_weights import FastWeights, normalised_step, stored
 from falconlib.policy.generate import Row, generate
 from falconlib.policy.layers import GROUPED, decoding
 from falconlib.policy.models import Policy, load_policy, tiny_model
@@ -25,6 +26,7 @@ from falconlib.rollout import token_offsets
 from falconlib.training.advantages import scored
 from falconlib.training.batches import Example, MicroBatches, collate, learning, micro_batches, score_batch
 from falconlib.training.losses import cross_entropy_loss, policy_gradient_loss
+from falconlib.training.outer import multiples
 
 PROMPTS = ["def add(a, b):", "Write a function that reverses a text.\n```python\n", "x"]
 SHIFT = 0.3  # sampling log-probs differ from today's: the clip has something to cut
@@ -243,26 +245,44 @@ def test_bfloat16_gives_float32s_log_probs_and_gradients_of_theta_and_deltas_to_
     assert ways == [GROUPED] * 2
 
 
-def test_of_two_losses_on_one_forward_each_backward_takes_only_the_gradients_it_is_for(tiny_policy, monkeypatch):
-    """torch says in forward what could be asked for, and would take all of it twice."""
-    fast, taken = FastWeights(tiny_policy.model), []
-    deltas = {n: d.requires_grad_() for n, d in fast.zeros(1).items()}
-    whole = Adapted.backward
-    monkeypatch.setattr(Adapted, "backward", staticmethod(lambda ctx, g: (taken.append(whole(ctx, g)), taken[-1])[1]))
-    ids = torch.tensor([tiny_policy.encode(PROMPTS[0])])
-    with fast.active(deltas):
-        fast.select(torch.tensor([0]))
-        loss = tiny_policy.model(input_ids=ids).logits.sin().sum()
-        both = torch.autograd.grad(loss, [*deltas.values(), *tiny_policy.parameters()], retain_graph=True)
-        assert all(a is not None and d is not None for _, _, a, _, d, *_ in taken)
-        found = []
-        for fast.now.wants, leaves in (("delta", list(deltas.values())), ("theta", tiny_policy.parameters())):
-            taken.clear()
-            found += torch.autograd.grad(loss, leaves, retain_graph=True)
-            assert all(
-                (a is None, d is None) == (fast.now.wants == "delta", fast.now.wants == "theta") for _, _, a, _, d, *_ in taken
-            )
-    assert all(torch.equal(a, b) for a, b in zip(found, both, strict=True))
+def test_one_backward_gives_theta_its_gradient_and_each_delta_so_many_times_its_rows(tiny_policy):
+    """Two slots of one task, one of another: what the inner loop learns is a multiple of what theta learns from the same rows."""
+    fast = FastWeights(tiny_policy.model)
+    leaves = {n: d.requires_grad_() for n, d in fast.zeros(2).items()}
+    every = [*tiny_policy.parameters(), *leaves.values()]
+    slots, kinds = [(0, 0.5), (1, 2.0), (0, 0.0)], [2, 0, 1, 0] * 2
+    batch = collate(tiny_policy, rows_of(tiny_policy))
+
+    def found(chosen, slots, tasks):
+        weight = torch.tensor([float(k in chosen) for k in kinds])[:, None]
+        with fast.active(leaves, slots=slots), learning(tiny_policy, Profile()):
+            part = replace(batch, task=torch.tensor(tasks))
+            loss = (score_batch(tiny_policy, part, fast, Profile())[0] * weight).sum()
+            gradients = torch.autograd.grad(loss, every)
+        return [torch.cat([g.flatten() for g in part]) for part in (gradients[: -len(leaves)], gradients[-len(leaves) :])]
+
+    theta, local = found({0, 1, 2}, slots, kinds)
+    tasks = [slots[k][0] for k in kinds]
+    plain = [found({k}, (), tasks) for k in range(3)]
+    assert torch.allclose(theta, sum(t for t, _ in plain), atol=1e-5) and theta.abs().max() > 1e-2
+    assert torch.allclose(local, 0.5 * plain[0][1] + 2.0 * plain[1][1], atol=1e-5) and local.abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "found"),
+    [
+        ((0.2, -0.4, 0.0), (1.0, -2.0, 0.0), {0.1: ()}),
+        ((0.0, 0.0, 0.0), (1.0, -2.0, 0.0), {0.0: ()}),
+        ((0.2, -0.1, 0.0), (1.0, -2.0, 0.0), {0.1: (1, 0, 1), 0.025: (0, 1, 0)}),  # damped
+        ((0.0, -0.1, 0.3), (0.0, -2.0, 1.5), {0.025: (1, 1, 0), 0.1: (0, 0, 1)}),
+        ((0.2, -0.4, 0.1), (1.0, -2.0, 0.0), {}),  # a token that theta does not learn from
+        ((-0.2, 0.4, 0.0), (1.0, -2.0, 0.0), {}),  # the other way
+    ],
+)
+def test_tokens_share_a_backward_where_their_inner_terms_are_as_many_times_their_outer_ones(inner, outer, found):
+    of = Example("p", (1, 2, 3), advantages=outer, weight=4.0)
+    pieces = multiples(replace(of, weight=1.0, advantages=inner), of, 0.5)
+    assert {t: piece.mask for t, piece in pieces} == found and all(replace(p, mask=()) == of for _, p in pieces)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients_and_no_shared_prefix(tiny_policy):
@@ -468,7 +488,6 @@ def gradients_of(policy, micro, examples, deltas):
         batch = collate(policy, chunk)
         loss = cross_entropy_loss(score_batch(policy, batch, fast, Profile())[0], batch, 5.0)
         meeting.wait()  # no thread goes on before the other one has chosen its tasks and read its prompts
-        fast.now.wants = ""
         return torch.autograd.grad(loss, both)
 
     meeting = threading.Barrier(micro.at_once, timeout=60)
@@ -599,7 +618,6 @@ def test_a_gpus_backward_thread_sees_what_the_batch_is_of_and_a_cpus_threads_hav
     model = load_policy(ModelConfig(name="tiny"), LoraConfig(r=4, alpha=8, top_layers=0)).model.to(device)
     fast = FastWeights(model)
     fast.select(torch.tensor([1, 0]))
-    fast.now.wants = "delta"
     with ThreadPoolExecutor(1) as pool:
-        seen = pool.submit(lambda: (len(fast.now.rows), fast.now.wants)).result()
-    assert seen == ((0, "") if device == "cpu" else (2, "delta")) and fast.now.wants == "delta"
+        seen = pool.submit(lambda: len(fast.now.rows)).result()
+    assert seen == (0 if device == "cpu" else 2) and len(fast.now.rows) == 2

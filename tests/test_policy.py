@@ -186,7 +186,7 @@ def test_a_task_at_zero_leaves_the_others_their_fast_weights(tiny_policy):
 def test_a_second_derivative_is_refused_and_not_silently_wrong(name):
     x, a, b, w = torch.randn(1, 2, 4, requires_grad=True), torch.randn(2, 4), torch.randn(5, 2), torch.randn(5, 4)
     if name == "Adapted":
-        out = Adapted.apply(x, w, a, b, None, (a, b, None), torch.tensor([0]), 2.0, True, None)
+        out = Adapted.apply(x, w, a, b, None, (a, b, None), torch.tensor([0]), None, 2.0, True)
     else:
         out, _ = HeadLogprobs.apply(x[0], w, None, torch.tensor([1, 2]), torch.ones(2))
     (slope,) = torch.autograd.grad(out.sin().sum(), x, create_graph=True)

@@ -10,7 +10,7 @@ and backward serves all tasks: each row sees its own task's delta. Nothing here 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -30,12 +30,12 @@ class Adapted(torch.autograd.Function):
 
     x (rows, T, in), weight (out, in): W, or W + s B A where that is `folded`; a (r, in), b (out, r), delta (tasks, out, r) or
     None; thin: the same three in the type of x, in which the products are taken, delta None where it is known to be zero; rows
-    (rows,) of task indices; now: says when backward runs whose gradients it is for (torch itself does not: what could be asked
-    for would be computed twice where two losses share a forward). The gradients come in the type of what they belong to.
+    (rows,) of task indices; times: None, or by how much the gradient of delta is multiplied, (rows,). The gradients come in the
+    type of what they belong to.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, a, b, delta, thin, rows, scale, folded, now):
+    def forward(ctx, x, weight, a, b, delta, thin, rows, times, scale, folded):
         moved = thin[2] is not None
         out = F.linear(x, weight)
         low = F.linear(x, thin[0]) if moved or not folded or ctx.needs_input_grad[2] or ctx.needs_input_grad[4] else None
@@ -43,18 +43,17 @@ class Adapted(torch.autograd.Function):
             out.view(-1, len(weight)).addmm_(low.flatten(0, -2), thin[1].T, alpha=scale)
         if moved:  # index_select, here and below: the backward of delta[rows] adds with atomics, and last bits would differ
             out.baddbmm_(low, thin[2].index_select(0, rows).transpose(1, 2), alpha=scale)
-        ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, low, weight, a, b, delta, rows)
-        ctx.thin, ctx.scale, ctx.folded, ctx.now = thin, scale, folded, now
+        ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, low, weight, a, b, delta, rows, times)
+        ctx.thin, ctx.scale, ctx.folded = thin, scale, folded
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, low, weight, a, b, delta, rows = ctx.saved_tensors
+        x, low, weight, a, b, delta, rows, times = ctx.saved_tensors
         (low_a, low_b, low_delta), flat = ctx.thin, grad.flatten(0, -2)
         to_x, to_a, to_b, to_delta = grad @ weight if ctx.needs_input_grad[0] else None, None, None, None
-        theta = ctx.needs_input_grad[2] and ctx.now.wants != "delta"
-        local = ctx.needs_input_grad[4] and ctx.now.wants != "theta"
+        theta = ctx.needs_input_grad[2]
         by_delta = None
         if low_delta is not None:
             by_delta = torch.bmm(grad, low_delta.index_select(0, rows)).flatten(0, 1)
@@ -67,18 +66,19 @@ class Adapted(torch.autograd.Function):
         if theta:
             to_a = (whole.T @ x.flatten(0, -2)).to(a.dtype).mul_(ctx.scale)
             to_b = (flat.T @ low.flatten(0, -2)).to(b.dtype).mul_(ctx.scale)
-        if local:
+        if ctx.needs_input_grad[4]:
             found = torch.bmm(grad.transpose(1, 2), low).to(delta.dtype)
+            found = found if times is None else found.mul_(times[:, None, None])
             to_delta = torch.zeros_like(delta).index_add_(0, rows, found, alpha=ctx.scale)
         return to_x, None, to_a, to_b, to_delta, None, None, None, None, None
 
 
 class Now:
-    """What the batch at work is of. rows: each row's task, (rows,); place: the same as (rows, tasks) of 0 and 1; wants: "theta"
-    or "delta": the backward to come is for these alone, and leaves the others out (whoever sets it does so before each one)."""
+    """What the batch at work is of. rows: each row's task, (rows,); place: the same as (rows, tasks) of 0 and 1; times: None, or
+    what the gradient of its task's delta is multiplied with, (rows,)."""
 
     rows = place = torch.empty(0, dtype=torch.long)
-    wants = ""
+    times: torch.Tensor | None = None
 
 
 class Own(Now, threading.local):
@@ -94,9 +94,11 @@ class FastWeights:
             name: module for name, module in model.named_modules() if ".lora_B." in name and isinstance(module, nn.Linear)
         }
         self.owners: dict[str, Any] = {name: model.get_submodule(name.partition(".lora_B.")[0]) for name in self.layers}
-        self.now = Own() if next(model.parameters()).device.type == "cpu" else Now()
+        self.device = next(model.parameters()).device
+        self.now = Own() if self.device.type == "cpu" else Now()
         self.copies = sum(owner.get_base_layer().weight.numel() for owner in self.owners.values()) <= COPIED
         self.tasks = 0  # of the active deltas
+        self.slots: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def zeros(self, tasks: int) -> Deltas:
         """delta = 0 for so many tasks, (tasks, out, r) per layer, float32."""
@@ -106,18 +108,25 @@ class FastWeights:
         }
 
     def select(self, rows: torch.Tensor) -> None:
-        """Says which task each row of this thread's next batch belongs to: (rows,) of indices."""
-        self.now.rows = rows
+        """Says which task (or slot, see `active`) each row of this thread's next batch belongs to: (rows,) of indices."""
+        self.now.rows, self.now.times = (self.slots[0][rows], self.slots[1][rows]) if self.slots else (rows, None)
         if self.tasks:  # of the type of the products: mixed types cost a copy each time
-            self.now.place = F.one_hot(rows, self.tasks).to(next(iter(self.owners.values())).get_base_layer().weight.dtype)
+            kind = next(iter(self.owners.values())).get_base_layer().weight.dtype
+            self.now.place = F.one_hot(self.now.rows, self.tasks).to(kind)
 
     @contextmanager
-    def active(self, deltas: Deltas | None = None, theta: bool = True) -> Iterator[FastWeights]:
+    def active(
+        self, deltas: Deltas | None = None, theta: bool = True, slots: Sequence[tuple[int, float]] = ()
+    ) -> Iterator[FastWeights]:
         """theta + delta inside the block (theta alone without deltas). Keep it open until backward has finished: with gradient
         checkpointing, layers run again during backward, and without their deltas they would be silently wrong. Deltas that
-        require gradients (inner loop) get them; theta: False where no gradient of it is wanted, so that none is computed. What is
-        the same for all tokens is made when the block opens: theta must not change in it, and blocks of one model do not nest."""
+        require gradients (inner loop) get them; theta: False where no gradient of it is wanted, so that none is computed. slots:
+        (task, times) of each slot, where rows are slots: delta's gradient is then that of a loss which is so many times theirs.
+        What is the same for all tokens is made when the block opens: theta must not change in it, and blocks of one model do not
+        nest."""
         self.tasks = len(next(iter(deltas.values()))) if deltas else 0
+        of, times = ([slot[i] for slot in slots] for i in (0, 1))
+        self.slots = (torch.tensor(of, device=self.device), torch.tensor(times, device=self.device)) if slots else None
         try:
             for name, owner in self.owners.items():
                 a, b = owner.lora_A["default"].weight, self.layers[name].weight
@@ -125,7 +134,7 @@ class FastWeights:
                 owner.forward = self.forward_of(owner, a, b, deltas[name] if deltas else None)
             yield self
         finally:
-            self.now.wants = ""
+            self.slots = None
             for owner in self.owners.values():
                 owner.__dict__.pop("forward", None)
 
@@ -141,7 +150,7 @@ class FastWeights:
             low_delta = delta.to(weight.dtype) if delta is not None and moved else None
 
         def learn(x: torch.Tensor, *_args, **_kwargs) -> torch.Tensor:
-            out = Adapted.apply(x, weight, a, b, delta, (low_a, low_b, low_delta), self.now.rows, scale, folded, self.now)
+            out = Adapted.apply(x, weight, a, b, delta, (low_a, low_b, low_delta), self.now.rows, self.now.times, scale, folded)
             return out if base.bias is None else out + base.bias
 
         if torch.is_grad_enabled():
@@ -151,11 +160,12 @@ class FastWeights:
             side = torch.cat([scale * part.T for part in up], 1) if up else weight[:, :0]
             weight = torch.cat([weight, side], 1) if up and self.copies else weight
         times = stored(weight, base.bias) if folded or self.copies else partial(F.linear, weight=weight, bias=base.bias)
+        down = stored(low_a, None)
 
         def sample(x: torch.Tensor, *_args, **_kwargs) -> torch.Tensor:
             if not up:
                 return times(x)
-            low = F.linear(x, low_a)
+            low = down(x)
             spread = [(self.now.place[:, None, :, None] * low[:, :, None]).flatten(2)] if moved else []
             low = torch.cat([*([] if folded else [low]), *spread], -1)
             return times(torch.cat([x, low], -1)) if self.copies else times(x) + F.linear(low, side)

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 from transformers import AttentionInterface, LlamaForCausalLM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -84,6 +83,15 @@ def lean(policy: Policy) -> Iterator[None]:
             norm.__dict__.pop("forward", None)
 
 
+def attend(query, keys, values, mask, scale: float) -> torch.Tensor:
+    """softmax(scale Q K^T + mask) V of query (R kv heads, heads / kv heads, d), keys and values (R, kv heads, W, d), mask
+    (R, 1, 1, W). As K Q^T: oneDNN copies the few queries into the order that it wants, and not all keys."""
+    rows, heads, width, _ = keys.shape
+    scores = mask.expand(rows, heads, 1, width).reshape(-1, width, 1).expand(-1, -1, query.shape[1])
+    scores = torch.baddbmm(scores, keys.flatten(0, 1), query.transpose(1, 2), alpha=scale)
+    return torch.bmm(scores.transpose(1, 2).softmax(-1), values.flatten(0, 1))
+
+
 def one_token(layer) -> Callable[..., torch.Tensor]:
     """The forward of a LlamaDecoderLayer for one token per row, states (R, 1, H); the layer's own one where there are more, or no
     cache.
@@ -105,9 +113,8 @@ def one_token(layer) -> Callable[..., torch.Tensor]:
         both = (both * cos).addcmul_(both.roll(size // 2, -1), sin * sign.to(sin.dtype))
         query, key = both.split([query.shape[-1] // size, key.shape[-1] // size], 1)
         keys, values = past_key_values.update(key[:, :, None], value.view(len(x), -1, 1, size), place)
-        query = query.reshape(len(x), keys.shape[1], -1, size)
-        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=attention_mask, scale=attention.scaling)
-        states = states + attention.o_proj(mixed.reshape(len(x), 1, -1))
+        mixed = attend(query.reshape(len(x) * keys.shape[1], -1, size), keys, values, attention_mask, attention.scaling)
+        states = states + attention.o_proj(mixed.view(len(x), 1, -1))
         x = layer.post_attention_layernorm(states)
         return states + mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)).mul_(mlp.up_proj(x)))
 
@@ -121,14 +128,16 @@ def decoding(policy: Policy) -> Iterator[None]:
     if not is_lean(policy):
         yield
         return
-    head = policy.model.get_output_embeddings()
+    head, attention = policy.model.get_output_embeddings(), policy.inner.config._attn_implementation
     ours = {layer: one_token(layer) for layer in policy.inner.model.layers}
     if "forward" not in vars(head):  # somebody else's stays
         ours[head] = stored(head.weight, head.bias)
     try:
+        policy.inner.set_attn_implementation(GROUPED)  # for its mask of numbers to add
         for module, forward in ours.items():
             module.forward = forward
         yield
     finally:
+        policy.inner.set_attn_implementation(attention)
         for module in ours:
             module.__dict__.pop("forward", None)

@@ -168,21 +168,19 @@ class MicroBatches:
         threads = torch.get_num_threads()
         at_once = min(self.at_once, threads) if add is not None and is_lean(self.policy) else 1
         todo = micro_batches(self.policy, examples, self.tokens, at_once)
-        with side_by_side(at_once, threads) as run:
-            while todo:
-                now, failed = todo[:at_once], []
-                for chunk, (found, fits) in zip(now, run(partial(attempt, work), now), strict=True):
+        while todo:
+            failed = []
+            with side_by_side(at_once, threads) as run:
+                for chunk, (found, fits) in zip(todo, run(partial(attempt, work), todo), strict=True):
                     if not fits:
                         failed.append(chunk)
                     elif add is not None:
                         add(found)
-                todo = [*failed, *todo[at_once:]]
-                if failed:
-                    todo = self.smaller(todo, at_once)
-                    at_once = min(at_once, self.at_once)
+            todo = self.smaller(failed, at_once) if failed else []
+            at_once = min(at_once, self.at_once)
 
     def smaller(self, todo: list[list[Example]], at_once: int) -> list[list[Example]]:
-        """What is left to do after memory ran out on the first of it."""
+        """What did not fit the memory, in smaller pieces or for one at a time."""
         if len(todo[0]) == 1 and at_once > 1:
             self.at_once = 1
             sys.stderr.write("falconlib: out of memory; going on with one micro-batch at a time\n")
@@ -213,8 +211,9 @@ def side_by_side(at_once: int, threads: int) -> Iterator[Callable]:
     if at_once == 1:
         yield map
         return
+    pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads // at_once,))
     try:
-        with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads // at_once,)) as pool:
-            yield pool.map
+        yield pool.map
     finally:
+        pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # of threads to come: those of the pool have changed it

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +23,7 @@ from falconlib.training.batches import Batch, Example, MicroBatches, collate, co
 from falconlib.training.losses import cross_entropy_loss, policy_gradient_loss
 
 if TYPE_CHECKING:
-    from falconlib.training.outer import Share, SupportHalf
+    from falconlib.training.outer import SupportHalf
 
 
 @dataclass(frozen=True)
@@ -99,30 +98,22 @@ def inner_gradient(
     """grad_delta of the sum of L_in over the tasks: each task's delta gets its own gradient, theta gets that of `half` alone."""
     leaves = {name: d.detach().requires_grad_() for name, d in deltas.items()}
     total = {name: torch.zeros_like(d) for name, d in deltas.items()}
+    for name, leaf in leaves.items():
+        leaf.grad = total[name]  # what `half` finds is added to it
 
-    def work(chunk: list[Example], half: SupportHalf | None = None) -> tuple[Sequence[torch.Tensor], Share | None]:
+    def work(chunk: list[Example]) -> Sequence[torch.Tensor]:
         batch = collate(policy, chunk, profile.sample.temperature)
-        logprobs, entropy = score_batch(policy, batch, fast, profile)
-        loss = inner_loss(logprobs, batch, chunk, profile)
-        fast.now.wants = "delta"
-        parts = torch.autograd.grad(loss, list(leaves.values()), retain_graph=half is not None)
-        fast.now.wants = "theta"
-        return parts, half.share(chunk, logprobs, entropy) if half is not None else None
+        logprobs, _ = score_batch(policy, batch, fast, profile)
+        return torch.autograd.grad(inner_loss(logprobs, batch, chunk, profile), list(leaves.values()))
 
-    def add(found: tuple[Sequence[torch.Tensor], Share | None]) -> None:
-        for name, part in zip(leaves, found[0], strict=True):
+    def add(parts: Sequence[torch.Tensor]) -> None:
+        for name, part in zip(leaves, parts, strict=True):
             total[name] += part
-        if half is not None and found[1] is not None:
-            half.outer.add(half.total, found[1])
 
-    both = [e for e in examples if half is not None and id(e) in half.twins]
-    rest = [e for e in examples if half is None or id(e) not in half.twins]
+    rest = half.gradient(leaves) if half is not None else examples
     rest = [e for e in rest if any(e.advantages) or not e.logprobs]  # what has no advantage adds 0: it only counts in Z
-    with learning(policy, profile):
-        with fast.active(leaves):
-            micro.each(both, partial(work, half=half), add)
-        with fast.active(leaves, theta=False):
-            micro.each(rest, work, add)
+    with fast.active(leaves, theta=False), learning(policy, profile):
+        micro.each(rest, work, add)
     return total
 
 

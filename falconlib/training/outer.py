@@ -8,10 +8,8 @@ adapted point. Each process adds its share of the examples; normalisers count th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -29,9 +27,8 @@ from falconlib.training.inner import Adaptation
 from falconlib.training.losses import cross_entropy_loss, negative_loss, policy_gradient_loss
 
 LossOf = Callable[[torch.Tensor, Batch], tuple[torch.Tensor, torch.Tensor | float]]  # loss and tokens that the clip cut off
-# what a micro-batch adds: its sums, in the order of NOTHING, and its gradients
-Share = tuple[tuple[float, ...], Sequence[torch.Tensor | None]]
-NOTHING = MappingProxyType({"loss": 0.0, "clipped": 0.0, "entropy": 0.0, "tokens": 0})
+SUMS = ("loss", "clipped", "entropy", "tokens")  # of a micro-batch
+Share = tuple[tuple[float, ...], Sequence[torch.Tensor | None]]  # what one adds: its SUMS, and its gradients
 
 
 @dataclass
@@ -59,7 +56,7 @@ class Outer:
         b_sl = train.b_sl * (not train.alternate or support[0].step % 2 == 0)
         share = len(support) / len(known)
         half = adaptation.half if adaptation is not None else None
-        found = half.finish() if half is not None else self.accumulate(*self.policy_gradient(support, share, own))
+        found = half.total if half is not None else self.accumulate(*self.policy_gradient(support, share, own))
         if adaptation is not None:
             more = self.accumulate(*self.policy_gradient(query, 1 - share, own), adaptation.deltas)
             found = {k: found[k] + more[k] for k in found}
@@ -93,7 +90,8 @@ class Outer:
             examples = scored(episodes, self.profile, train.advantage, index)
         normaliser = count_tokens(examples) / share
         mine = [e for e in examples if b_pg and e.task >= 0 and any(e.advantages)]
-        return mine, lambda lp, batch: policy_gradient_loss(lp, batch, normaliser, train.clip_low, train.clip_high), b_pg
+        mine = [replace(e, weight=e.weight / normaliser) for e in mine]
+        return mine, lambda lp, batch: policy_gradient_loss(lp, batch, 1.0, train.clip_low, train.clip_high), b_pg
 
     def auxiliary(self, examples: Sequence[Example], weight: float, loss_of: Callable[..., torch.Tensor]) -> dict[str, float]:
         """weight * loss at theta of this process's share of the examples; the loss is reported without its weight."""
@@ -106,34 +104,33 @@ class Outer:
         loss_of: LossOf,
         weight: float,
         deltas: Deltas | None = None,
-        before: Mapping[str, float] = NOTHING,
+        slots: Sequence[tuple[int, float]] = (),
     ) -> dict[str, float]:
-        """Adds the gradient of weight * loss to theta's `.grad`; returns sums over all processes, on top of those `before`."""
-        total, fast = dict(before), FastWeights(self.policy.model)
+        """Adds the gradient of weight * loss to the `.grad` of theta, and of the deltas that require one (slots: see
+        `FastWeights.active`); returns sums over all processes."""
+        total, fast = dict.fromkeys(SUMS, 0.0), FastWeights(self.policy.model)
+        learnt = [*self.policy.parameters(), *(d for d in (deltas or {}).values() if d.requires_grad)]
 
         def work(chunk: list[Example]) -> Share:
             batch = collate(self.policy, chunk, self.profile.sample.temperature)
             logprobs, entropy = score_batch(self.policy, batch, fast, self.profile)
-            return self.share(loss_of(logprobs, batch), entropy, chunk, weight)
+            loss, cut = loss_of(logprobs, batch)
+            # pieces of a row (see SupportHalf) are one row together
+            tokens = sum(sum(e.mask) if e.mask and e.advantages else len(e.tokens) for e in chunk)
+            sums = (float(loss.detach()), float(cut), float(entropy.sum()), tokens)
+            return sums, torch.autograd.grad(weight * loss, learnt, allow_unused=True)
+
+        def add(share: Share) -> None:
+            sums, gradients = share
+            for p, g in zip(learnt, gradients, strict=True):
+                if g is not None:
+                    p.grad = g if p.grad is None else p.grad.add_(g)
+            total.update({k: total[k] + v for k, v in zip(total, sums, strict=True)})
 
         if examples:
-            with fast.active(deltas), learning(self.policy, self.profile):
-                self.micro.each(examples, work, partial(self.add, total))
+            with fast.active(deltas, slots=slots), learning(self.policy, self.profile):
+                self.micro.each(examples, work, add)
         return {k: sum(part[k] for part in gather([total])) for k in total}
-
-    def share(self, found, entropy: torch.Tensor, chunk: Sequence[Example], weight: float) -> Share:
-        """What one micro-batch adds; it changes nothing yet. found: what a LossOf gave."""
-        loss, cut = found
-        sums = (float(loss.detach()), float(cut), float(entropy.sum()), sum(len(e.tokens) for e in chunk))
-        return sums, torch.autograd.grad(weight * loss, self.policy.parameters(), allow_unused=True)
-
-    def add(self, total: dict[str, float], share: Share) -> None:
-        """Adds the share of one micro-batch: its sums to `total`, its gradient to theta's `.grad`."""
-        sums, gradients = share
-        for p, g in zip(self.policy.parameters(), gradients, strict=True):
-            if g is not None:
-                p.grad = g if p.grad is None else p.grad.add_(g)
-        total.update({k: total[k] + v for k, v in zip(total, sums, strict=True)})
 
     # ---- targets
 
@@ -158,32 +155,61 @@ class Outer:
 
 
 class SupportHalf:
-    """(K_s/G) L_pg(S; theta) of L_outer, taken from the forwards of the first inner step: delta = 0, the same point.
-    Support examples that the inner loop does not hold are left to `finish`."""
+    """(K_s/G) L_pg(S; theta) of L_outer, taken at the first inner step: delta = 0, the same point. The inner loss of a row is a
+    multiple of its outer one, another one for tokens of either sign: one backward pass gives both gradients.
+
+    examples: of L_outer, their tasks are `slots`; rest: the examples of L_in that are none of them.
+    """
+
+    total: dict[str, float]
 
     def __init__(self, outer: Outer, inner: Sequence[Example], own: Sequence[Task], support: Sequence[Episode]):
         """inner: the examples of L_in. Theta's `.grad` starts anew."""
-        self.outer, self.total = outer, dict(NOTHING)
+        self.outer = outer
+        self.rest: list[Example] = []  # of L_in
         share = outer.profile.inner.support / outer.profile.train.group
         mine, self.loss_of, self.weight = outer.policy_gradient(support, share, own)
-        self.left: dict[tuple, list[Example]] = {}
-        for e in mine:  # what the forward sees of an example: any two alike may stand for each other
-            self.left.setdefault((e.prompt, e.tokens, e.logprobs), []).append(e)
-        places = [(id(x), self.left.get((x.prompt, x.tokens, x.logprobs))) for x in inner]
-        self.twins = {place: same.pop() for place, same in places if same}
+        slots: dict[tuple[int, float], int] = {}
+        same: dict[tuple, list[Example]] = {}  # what the forward sees of an example: any two alike may stand for each other
+        for e in mine:
+            same.setdefault((e.task, e.prompt, e.tokens, e.logprobs), []).append(e)
+        pieces: list[tuple[float, Example]] = []
+        for x in inner:
+            twins = same.get((x.task, x.prompt, x.tokens, x.logprobs))
+            found = multiples(x, twins[-1], self.weight) if twins else []
+            if twins and found:
+                twins.pop()
+                pieces += found
+            else:
+                self.rest.append(x)
+        pieces += [(0.0, e) for twins in same.values() for e in twins]
+        self.examples = [replace(e, task=slots.setdefault((e.task, times), len(slots))) for times, e in pieces]
+        self.slots = list(slots)
         for p in outer.policy.parameters():
             p.grad = torch.zeros_like(p)
 
-    def share(self, chunk: list[Example], logprobs: torch.Tensor, entropy: torch.Tensor) -> Share:
-        """What a micro-batch of the inner loop that holds twins only adds."""
-        twins = [self.twins[id(e)] for e in chunk]
-        found = self.loss_of(logprobs, collate(self.outer.policy, twins, self.outer.profile.sample.temperature))
-        return self.outer.share(found, entropy, twins, self.weight)
+    def gradient(self, leaves: Deltas) -> list[Example]:
+        """Adds the gradient to theta's `.grad`, and L_in's of these rows to that of the leaves; returns what is left of L_in."""
+        self.total = self.outer.accumulate(self.examples, self.loss_of, self.weight, leaves, self.slots)
+        return self.rest
 
-    def finish(self) -> dict[str, float]:
-        """The gradient of the examples left over; returns sums over all processes."""
-        left = [e for same in self.left.values() for e in same]
-        return self.outer.accumulate(left, self.loss_of, self.weight, before=self.total)
+
+def multiples(inner: Example, outer: Example, weight: float) -> list[tuple[float, Example]]:
+    """The outer example in pieces of tokens whose inner terms are as many times `weight` x their outer ones: (times, piece).
+
+    Empty where some are none, or of the other sign (the clip would cut off at another ratio).
+    """
+    pairs = zip(inner.advantages, outer.advantages, strict=True)
+    ratios = [inner.weight * a / (weight * outer.weight * b) if b else -abs(a) for a, b in pairs]
+    if min(ratios) < 0:
+        return []
+    known = next(i for i, b in enumerate(outer.advantages) if b)  # a token that neither learns from goes with any other
+    times = [float(f"{ratios[i if b else known]:.6e}") for i, b in enumerate(outer.advantages)]  # equal but for rounding
+    if len(set(times)) == 1:
+        return [(times[0], outer)]
+    counts = outer.mask or (1,) * len(times)
+    pieces = {t: tuple(m * (t == own) for m, own in zip(counts, times, strict=True)) for t in dict.fromkeys(times)}
+    return [(t, replace(outer, mask=mask)) for t, mask in pieces.items()]
 
 
 def target_tokens(policy: Policy, task: Task, code: str) -> tuple[int, ...]:
