@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -554,8 +555,15 @@ def test_what_works_side_by_side_and_runs_out_of_memory_is_done_again_in_smaller
     micro.each(examples, work_alone, seen.extend)
     assert sorted(e.tokens for e in seen) == sorted(e.tokens for e in examples) and micro.at_once == 1
     assert "one micro-batch at a time" in capsys.readouterr().err
-    with pytest.raises(ZeroDivisionError):
-        MicroBatches(tiny_policy, 100, 2).each(examples, lambda chunk: 1 / 0, seen.extend)
+    begun = []
+
+    def broken(chunk):
+        begun.append(chunk)
+        return chunk[len(chunk)] if len(begun) == 1 else time.sleep(0.1)
+
+    with pytest.raises(IndexError):
+        MicroBatches(tiny_policy, 1, 2).each(examples, broken, seen.extend)
+    assert len(begun) < len(examples)  # what has not begun does not begin
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -584,6 +592,7 @@ def test_a_token_read_by_the_lean_layer_equals_the_models_own(dtype, moved):
 
     own, lean = logits(contextlib.nullcontext()), logits(decoding(policy))
     assert ran == [False] * 4 + [True] * 4 and not vars(policy.inner.model.layers[0]).get("forward")
+    assert policy.inner.config._attn_implementation == "sdpa"
     assert torch.allclose(own, lean, atol={"float32": 1e-5, "bfloat16": 0.06}[dtype] * float(own.abs().max()))
 
 

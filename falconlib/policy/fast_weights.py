@@ -134,7 +134,6 @@ class FastWeights:
                 owner.forward = self.forward_of(owner, a, b, deltas[name] if deltas else None)
             yield self
         finally:
-            self.slots = None
             for owner in self.owners.values():
                 owner.__dict__.pop("forward", None)
 

@@ -211,9 +211,8 @@ def side_by_side(at_once: int, threads: int) -> Iterator[Callable]:
     if at_once == 1:
         yield map
         return
-    pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads // at_once,))
     try:
-        yield pool.map
+        with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads // at_once,)) as pool:
+            yield pool.map
     finally:
-        pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # of threads to come: those of the pool have changed it
