@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import math
 import threading
 import time
 import weakref
@@ -278,12 +279,20 @@ def test_one_backward_gives_theta_its_gradient_and_each_delta_so_many_times_its_
         ((0.0, -0.1, 0.3), (0.0, -2.0, 1.5), {0.025: (1, 1, 0), 0.1: (0, 0, 1)}),
         ((0.2, -0.4, 0.1), (1.0, -2.0, 0.0), {}),  # a token that theta does not learn from
         ((-0.2, 0.4, 0.0), (1.0, -2.0, 0.0), {}),  # the other way
+        ((0.2, math.nan, 0.0), (1.0, -2.0, 0.0), {}),
+        ((math.nan, -0.4, 0.0), (1.0, -2.0, 0.0), {}),
     ],
 )
 def test_tokens_share_a_backward_where_their_inner_terms_are_as_many_times_their_outer_ones(inner, outer, found):
     of = Example("p", (1, 2, 3), advantages=outer, weight=4.0)
     pieces = multiples(replace(of, weight=1.0, advantages=inner), of, 0.5)
     assert {t: piece.mask for t, piece in pieces} == found and all(replace(p, mask=()) == of for _, p in pieces)
+
+
+def test_a_row_of_many_multiples_is_not_taken_to_pieces():
+    of = Example("p", tuple(range(6)), advantages=(1.0,) * 6)
+    for values, pieces in ((4, 4), (5, 0)):
+        assert len(multiples(replace(of, advantages=tuple(1.0 + min(i, values - 1) for i in range(6))), of, 1.0)) == pieces
 
 
 def test_gradient_checkpointing_gives_the_same_gradients_and_no_shared_prefix(tiny_policy):

@@ -98,7 +98,7 @@ class FastWeights:
         self.now = Own() if self.device.type == "cpu" else Now()
         self.copies = sum(owner.get_base_layer().weight.numel() for owner in self.owners.values()) <= COPIED
         self.tasks = 0  # of the active deltas
-        self.slots: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.slots: tuple[torch.Tensor, ...] = ()
 
     def zeros(self, tasks: int) -> Deltas:
         """delta = 0 for so many tasks, (tasks, out, r) per layer, float32."""
@@ -125,8 +125,7 @@ class FastWeights:
         What is the same for all tokens is made when the block opens: theta must not change in it, and blocks of one model do not
         nest."""
         self.tasks = len(next(iter(deltas.values()))) if deltas else 0
-        of, times = ([slot[i] for slot in slots] for i in (0, 1))
-        self.slots = (torch.tensor(of, device=self.device), torch.tensor(times, device=self.device)) if slots else None
+        self.slots = tuple(torch.tensor(part, device=self.device) for part in zip(*slots, strict=True))
         try:
             for name, owner in self.owners.items():
                 a, b = owner.lora_A["default"].weight, self.layers[name].weight

@@ -123,8 +123,8 @@ def one_token(layer) -> Callable[..., torch.Tensor]:
 
 @contextmanager
 def decoding(policy: Policy) -> Iterator[None]:
-    """Inside the block a Llama on a CPU reads one more token per row by `one_token`, and its vocabulary layer is `stored`: the
-    same but for rounding, in four fifths of the time. It is without gradients."""
+    """Inside the block a Llama on a CPU reads one more token per row by `one_token`, several by `grouped_attention` (as in
+    training), and its vocabulary layer is `stored`: the same but for rounding, in four fifths of the time. Without gradients."""
     if not is_lean(policy):
         yield
         return

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Adaptation:
     """deltas: one per task. norms: of the last inner gradient per task (0: nothing to adapt to). tokens: of its terms, J times.
-    half: the outer loss that the first step's forwards served too; None: the outer step computes all of it."""
+    half: the outer loss that the first step's passes served too; None: the outer step computes all of it."""
 
     deltas: Deltas
     norms: tuple[float, ...]

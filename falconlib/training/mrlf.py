@@ -162,7 +162,7 @@ class MRLF:
         neighbours = self.conductor.neighbour_programs(tasks)
         positives = [[x for i, code in found for x in self.outer.supervised(i, code)] for found in neighbours]
         examples = inner_examples(buffers, positives, self.profile)
-        half = SupportHalf(self.outer, examples, tasks, support)  # of L_outer, on the same forwards
+        half = SupportHalf(self.outer, examples, tasks, support)  # of L_outer, in the same passes
         return adapt(self.policy, len(tasks), examples, self.profile, self.micro, half)
 
     def update(

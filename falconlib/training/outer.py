@@ -8,6 +8,7 @@ adapted point. Each process adds its share of the examples; normalisers count th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -27,6 +28,7 @@ from falconlib.training.inner import Adaptation
 from falconlib.training.losses import cross_entropy_loss, negative_loss, policy_gradient_loss
 
 LossOf = Callable[[torch.Tensor, Batch], tuple[torch.Tensor, torch.Tensor | float]]  # loss and tokens that the clip cut off
+PIECES = 4  # [ours] of a row at most: each is one more forward of it, and damping and error lines make up to four
 SUMS = ("loss", "clipped", "entropy", "tokens")  # of a micro-batch
 Share = tuple[tuple[float, ...], Sequence[torch.Tensor | None]]  # what one adds: its SUMS, and its gradients
 
@@ -80,8 +82,8 @@ class Outer:
     def policy_gradient(
         self, episodes: Sequence[Episode], share: float, own: Sequence[Task]
     ) -> tuple[list[Example], LossOf, float]:
-        """This process's examples, loss and weight of b_pg * share * L_pg; rows without advantage (zero-variance groups) add
-        nothing and are skipped."""
+        """This process's examples (1/Z in their weights), loss and weight of b_pg * share * L_pg; rows without advantage
+        (zero-variance groups) add nothing and are skipped."""
         train, index = self.profile.train, {t.task_id: i for i, t in enumerate(own)}
         b_pg = train.b_pg * (not train.alternate or episodes[0].step % 2 == 1)
         if self.critic is not None:
@@ -156,12 +158,10 @@ class Outer:
 
 class SupportHalf:
     """(K_s/G) L_pg(S; theta) of L_outer, taken at the first inner step: delta = 0, the same point. The inner loss of a row is a
-    multiple of its outer one, another one for tokens of either sign: one backward pass gives both gradients.
+    multiple of its outer one, another one where damping or an error line says so: one backward pass gives both gradients.
 
     examples: of L_outer, their tasks are `slots`; rest: the examples of L_in that are none of them.
     """
-
-    total: dict[str, float]
 
     def __init__(self, outer: Outer, inner: Sequence[Example], own: Sequence[Task], support: Sequence[Episode]):
         """inner: the examples of L_in. Theta's `.grad` starts anew."""
@@ -197,11 +197,11 @@ class SupportHalf:
 def multiples(inner: Example, outer: Example, weight: float) -> list[tuple[float, Example]]:
     """The outer example in pieces of tokens whose inner terms are as many times `weight` x their outer ones: (times, piece).
 
-    Empty where some are none, or of the other sign (the clip would cut off at another ratio).
+    Empty where some are none, or of the other sign (the clip would cut off at another ratio), or where there would be too many.
     """
     pairs = zip(inner.advantages, outer.advantages, strict=True)
     ratios = [inner.weight * a / (weight * outer.weight * b) if b else -abs(a) for a, b in pairs]
-    if min(ratios) < 0:
+    if not all(0 <= r < math.inf for r in ratios):
         return []
     known = next(i for i, b in enumerate(outer.advantages) if b)  # a token that neither learns from goes with any other
     times = [float(f"{ratios[i if b else known]:.6e}") for i, b in enumerate(outer.advantages)]  # equal but for rounding
@@ -209,7 +209,7 @@ def multiples(inner: Example, outer: Example, weight: float) -> list[tuple[float
         return [(times[0], outer)]
     counts = outer.mask or (1,) * len(times)
     pieces = {t: tuple(m * (t == own) for m, own in zip(counts, times, strict=True)) for t in dict.fromkeys(times)}
-    return [(t, replace(outer, mask=mask)) for t, mask in pieces.items()]
+    return [(t, replace(outer, mask=mask)) for t, mask in pieces.items()] if len(pieces) <= PIECES else []
 
 
 def target_tokens(policy: Policy, task: Task, code: str) -> tuple[int, ...]:
