@@ -12,12 +12,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import LoraConfig as PeftConfig
+from peft import get_peft_model
 from transformers.cache_utils import DynamicCache
 
 from falconlib.config import LoraConfig, ModelConfig, Profile, override
 from falconlib.errors import FalconError
 from falconlib.feedback import error_token_mask
-from falconlib.policy.fast_weights import FastWeights, normalised_step, stored
+from falconlib.policy.fast_weights import PACKS, FastWeights, normalised_step, stored
 from falconlib.policy.generate import Row, generate
 from falconlib.policy.layers import GROUPED, decoding
 from falconlib.policy.models import Policy, load_policy, tiny_model
@@ -599,10 +601,40 @@ def test_a_token_read_by_the_lean_layer_equals_the_models_own(dtype, moved):
                 ran.append("forward" in vars(policy.inner.model.layers[0]))
         return torch.stack(found)
 
-    own, lean = logits(contextlib.nullcontext()), logits(decoding(policy))
+    own, lean = logits(contextlib.nullcontext()), logits(decoding(policy, fast))
     assert ran == [False] * 4 + [True] * 4 and not vars(policy.inner.model.layers[0]).get("forward")
     assert policy.inner.config._attn_implementation == "sdpa"
     assert torch.allclose(own, lean, atol={"float32": 1e-5, "bfloat16": 0.06}[dtype] * float(own.abs().max()))
+
+
+@pytest.mark.skipif(not PACKS, reason="no packed weights on this processor")
+@pytest.mark.parametrize("targets", [["q_proj", "k_proj", "v_proj"], ["q_proj", "v_proj"], ["o_proj"], []])
+@pytest.mark.parametrize("moved", [False, True])
+def test_layers_that_read_the_same_states_are_one_product(monkeypatch, targets, moved):
+    base, _, _ = tiny_model()
+    model = get_peft_model(base, PeftConfig(r=4, lora_alpha=8, target_modules=targets)) if targets else base
+    generator = torch.Generator().manual_seed(0)
+    attention = base.model.layers[1].self_attn
+    layers = [attention.q_proj, attention.k_proj, attention.v_proj]
+    getattr(layers[0], "base_layer", layers[0]).bias = torch.nn.Parameter(torch.zeros(layers[0].out_features))  # one of three
+    for p in model.to(torch.bfloat16).parameters():
+        p.data = (0.1 * torch.randn(p.shape, generator=generator)).to(p.dtype)
+    fast, ran = FastWeights(model), []
+    deltas = {n: torch.randn(d.shape, generator=generator) for n, d in fast.zeros(2).items()} if moved and targets else None
+    x = torch.randn(3, 1, base.config.hidden_size, generator=generator).bfloat16()
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda *_: ran.append(1))
+
+    def said(packs):
+        monkeypatch.setattr("falconlib.policy.fast_weights.PACKS", packs)
+        ran.clear()
+        with torch.no_grad(), fast.active(deltas):
+            fast.select(torch.tensor([0, 1, 0]))
+            return fast.together(layers)(x).float(), len(ran)
+
+    (one, none), (each, three) = said(True), said(False)
+    assert (none, three) == (0, 3) and one.shape == (3, 1, sum(layer.out_features for layer in layers))
+    assert torch.allclose(one, each, atol=0.01 * float(each.abs().max()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -74,8 +75,8 @@ class Adapted(torch.autograd.Function):
 
 
 class Now:
-    """What the batch at work is of. rows: each row's task, (rows,); place: the same as (rows, tasks) of 0 and 1; times: None, or
-    what the gradient of its task's delta is multiplied with, (rows,)."""
+    """What the batch at work is of. rows: each row's task, (rows,); place: which of `Part.up` a row reads, (rows, len(up)) of 0
+    and 1; times: None, or what the gradient of its task's delta is multiplied with, (rows,)."""
 
     rows = place = torch.empty(0, dtype=torch.long)
     times: torch.Tensor | None = None
@@ -84,6 +85,17 @@ class Now:
 class Own(Now, threading.local):
     """One for each thread: on a CPU batches run side by side. A GPU runs backward, and layers again in it, on a thread of torch's
     own, which has to see what the caller said."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What sampling reads of a layer: weight (out, in), W or W + s B A; bias (out,) or None; down (r, in), A; up (r, out) each,
+    s B^T (unless folded) and s delta^T of each task (unless all are zero)."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    down: torch.Tensor
+    up: list[torch.Tensor]
 
 
 class FastWeights:
@@ -97,7 +109,8 @@ class FastWeights:
         self.device = next(model.parameters()).device
         self.now = Own() if self.device.type == "cpu" else Now()
         self.copies = sum(owner.get_base_layer().weight.numel() for owner in self.owners.values()) <= COPIED
-        self.tasks = 0  # of the active deltas
+        self.tasks, self.moved = 0, False  # of the active deltas; the first inner step starts at 0
+        self.parts: dict[Any, Part] = {}  # of the adapted layers, while sampling
         self.slots: tuple[torch.Tensor, ...] = ()
 
     def zeros(self, tasks: int) -> Deltas:
@@ -110,9 +123,10 @@ class FastWeights:
     def select(self, rows: torch.Tensor) -> None:
         """Says which task (or slot, see `active`) each row of this thread's next batch belongs to: (rows,) of indices."""
         self.now.rows, self.now.times = (self.slots[0][rows], self.slots[1][rows]) if self.slots else (rows, None)
-        if self.tasks:  # of the type of the products: mixed types cost a copy each time
+        if self.moved:  # of the type of the products: mixed types cost a copy each time
             kind = next(iter(self.owners.values())).get_base_layer().weight.dtype
-            self.now.place = F.one_hot(self.now.rows, self.tasks).to(kind)
+            place = F.one_hot(self.now.rows, self.tasks).to(kind)
+            self.now.place = place if kind == torch.float32 else F.pad(place, (1, 0), value=1.0)  # all rows read B
 
     @contextmanager
     def active(
@@ -125,6 +139,7 @@ class FastWeights:
         What is the same for all tokens is made when the block opens: theta must not change in it, and blocks of one model do not
         nest."""
         self.tasks = len(next(iter(deltas.values()))) if deltas else 0
+        self.moved = any(bool(d.any()) for d in deltas.values()) if deltas else False
         self.slots = tuple(torch.tensor(part, device=self.device) for part in zip(*slots, strict=True))
         try:
             for name, owner in self.owners.items():
@@ -133,6 +148,7 @@ class FastWeights:
                 owner.forward = self.forward_of(owner, a, b, deltas[name] if deltas else None)
             yield self
         finally:
+            self.parts = {}
             for owner in self.owners.values():
                 owner.__dict__.pop("forward", None)
 
@@ -140,12 +156,11 @@ class FastWeights:
         """The forward of one adapted layer: x (rows, T, in) -> (rows, T, out)."""
         base, scale = owner.get_base_layer(), owner.scaling["default"]
         weight, folded = base.weight, base.weight.dtype == torch.float32  # in bfloat16 the sum would round away what was learnt
-        moved = delta is not None and bool(delta.any())  # the first inner step starts at 0
         with torch.no_grad():
             if folded:
                 weight = weight + scale * (b @ a)
             low_a, low_b = a.to(weight.dtype), b.to(weight.dtype)
-            low_delta = delta.to(weight.dtype) if delta is not None and moved else None
+            low_delta = delta.to(weight.dtype) if delta is not None and self.moved else None
 
         def learn(x: torch.Tensor, *_args, **_kwargs) -> torch.Tensor:
             out = Adapted.apply(x, weight, a, b, delta, (low_a, low_b, low_delta), self.now.rows, self.now.times, scale, folded)
@@ -153,22 +168,45 @@ class FastWeights:
 
         if torch.is_grad_enabled():
             return learn
-        up = [*([] if folded else [low_b.T]), *([] if low_delta is None else low_delta.transpose(1, 2))]  # (r, out) each
-        with torch.no_grad():  # one product with (W, s B, s delta_0, ...) side by side: two and a sum take 1.15 times as long
-            side = torch.cat([scale * part.T for part in up], 1) if up else weight[:, :0]
-            weight = torch.cat([weight, side], 1) if up and self.copies else weight
-        times = stored(weight, base.bias) if folded or self.copies else partial(F.linear, weight=weight, bias=base.bias)
-        down = stored(low_a, None)
+        up = [*([] if folded else [low_b]), *([] if low_delta is None else low_delta)]
+        self.parts[owner] = Part(weight, base.bias, low_a, [(scale * part).T for part in up])
+        return self.product(self.parts[owner])
+
+    @torch.no_grad()
+    def product(self, part: Part) -> Callable[..., torch.Tensor]:
+        """x (rows, T, in) -> (rows, T, out) by one product with (W, s B, s delta_0, ...) side by side: two and a sum take 1.15
+        times as long."""
+        weight, up = part.weight, part.up
+        side = torch.cat(up).T if up else weight[:, :0]
+        weight = torch.cat([weight, side], 1) if up and self.copies else weight
+        keep = self.copies or weight.dtype == torch.float32  # where it is not the model's own
+        times = stored(weight, part.bias) if keep else partial(F.linear, weight=weight, bias=part.bias)
+        if not up:
+            return lambda x, *_args, **_kwargs: times(x)
+        down = stored(part.down, None)
 
         def sample(x: torch.Tensor, *_args, **_kwargs) -> torch.Tensor:
-            if not up:
-                return times(x)
             low = down(x)
-            spread = [(self.now.place[:, None, :, None] * low[:, :, None]).flatten(2)] if moved else []
-            low = torch.cat([*([] if folded else [low]), *spread], -1)
+            if len(up) > 1:
+                low = (self.now.place[:, None, :, None] * low[:, :, None]).flatten(2)
             return times(torch.cat([x, low], -1)) if self.copies else times(x) + F.linear(low, side)
 
         return sample
+
+    @torch.no_grad()
+    def together(self, layers: Sequence[Any]) -> Callable[[torch.Tensor], torch.Tensor]:
+        """x -> what layers that read the same x say, side by side on the last axis: one `product` where weights are packed (the
+        zeros in it, of another layer's B and delta, take less time than a product each; in float32 they take more)."""
+        plain = [x for x in layers if x not in self.parts]
+        packed = PACKS and self.copies and layers[0].weight.dtype == torch.bfloat16
+        if not packed or any(type(x) is not nn.Linear or "forward" in vars(x) for x in plain):
+            return lambda x: torch.cat([layer(x) for layer in layers], -1)
+        count = max(len(self.parts[x].up) if x in self.parts else 0 for x in layers)
+        known = {x: Part(x.weight, x.bias, x.weight[:0], [x.weight.T[:0]] * count) for x in plain} | self.parts
+        parts = [known[layer] for layer in layers]
+        bias = [p.weight.new_zeros(len(p.weight)) if p.bias is None else p.bias for p in parts]
+        up = [torch.block_diag(*column) for column in zip(*(p.up for p in parts), strict=True)]
+        return self.product(Part(torch.cat([p.weight for p in parts]), torch.cat(bias), torch.cat([p.down for p in parts]), up))
 
 
 def stored(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -119,7 +119,7 @@ def generate(
     done: list[Completion | None] = [None] * len(rows)
     # like lengths together: less padding
     order = sorted(range(len(rows)), key=lambda i: (len(encoded[rows[i].prompt]), rows[i].prompt, i))
-    with FastWeights(policy.model).active(deltas) as adapted, decoding(policy):
+    with FastWeights(policy.model).active(deltas) as adapted, decoding(policy, adapted):
         fast = adapted if deltas is not None else None  # theta alone: all tasks share it
         sampler = decode_seq2seq if policy.seq2seq else decode_batch
         while order:
@@ -303,7 +303,8 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p:
 
 def in_blocks(weights: torch.Tensor) -> torch.Tensor:
     """Weights (R, V) as (R, blocks, BLOCK), the last block filled with zeros."""
-    return F.pad(weights, (0, -weights.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    short = -weights.shape[-1] % BLOCK
+    return (F.pad(weights, (0, short)) if short else weights).unflatten(-1, (-1, BLOCK))  # padding by nothing would copy
 
 
 def invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from transformers import AttentionInterface, LlamaForCausalLM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from falconlib.policy.fast_weights import stored
+from falconlib.policy.fast_weights import FastWeights, stored
 from falconlib.policy.models import Policy
 
 GROUPED = "falcon_grouped"
@@ -92,7 +92,7 @@ def attend(query, keys, values, mask, scale: float) -> torch.Tensor:
     return torch.bmm(scores.transpose(1, 2).softmax(-1), values.flatten(0, 1))
 
 
-def one_token(layer) -> Callable[..., torch.Tensor]:
+def one_token(layer, adapted: FastWeights) -> Callable[..., torch.Tensor]:
     """The forward of a LlamaDecoderLayer for one token per row, states (R, 1, H); the layer's own one where there are more, or no
     cache.
 
@@ -100,6 +100,11 @@ def one_token(layer) -> Callable[..., torch.Tensor]:
     """
     own, attention, mlp = layer.forward, layer.self_attn, layer.mlp
     size, place = attention.head_dim, attention.layer_idx
+    heads, kv = (linear.out_features // size for linear in (attention.q_proj, attention.k_proj))
+    project, widen = (
+        adapted.together([attention.q_proj, attention.k_proj, attention.v_proj]),
+        adapted.together([mlp.gate_proj, mlp.up_proj]),
+    )
     sign = torch.ones(size).index_fill_(0, torch.arange(size // 2), -1.0)
 
     def forward(states, attention_mask=None, past_key_values=None, position_embeddings=None, **rest):
@@ -107,29 +112,29 @@ def one_token(layer) -> Callable[..., torch.Tensor]:
             rest |= {"past_key_values": past_key_values, "position_embeddings": position_embeddings}
             return own(states, attention_mask=attention_mask, **rest)
         x = layer.input_layernorm(states)
-        query, key, value = attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
+        both, value = project(x).view(len(x), -1, size).split([heads + kv, kv], 1)  # (R, heads of queries and keys, d)
         cos, sin = position_embeddings
-        both = torch.cat([query, key], -1).view(len(x), -1, size)  # (R, heads + kv heads, d)
         both = (both * cos).addcmul_(both.roll(size // 2, -1), sin * sign.to(sin.dtype))
-        query, key = both.split([query.shape[-1] // size, key.shape[-1] // size], 1)
-        keys, values = past_key_values.update(key[:, :, None], value.view(len(x), -1, 1, size), place)
-        mixed = attend(query.reshape(len(x) * keys.shape[1], -1, size), keys, values, attention_mask, attention.scaling)
+        query, key = both.split([heads, kv], 1)
+        keys, values = past_key_values.update(key[:, :, None], value[:, :, None], place)
+        mixed = attend(query.reshape(len(x) * kv, -1, size), keys, values, attention_mask, attention.scaling)
         states = states + attention.o_proj(mixed.view(len(x), 1, -1))
         x = layer.post_attention_layernorm(states)
-        return states + mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)).mul_(mlp.up_proj(x)))
+        gate, up = widen(x).chunk(2, -1)
+        return states + mlp.down_proj(mlp.act_fn(gate).mul_(up))
 
     return forward
 
 
 @contextmanager
-def decoding(policy: Policy) -> Iterator[None]:
+def decoding(policy: Policy, adapted: FastWeights) -> Iterator[None]:
     """Inside the block a Llama on a CPU reads one more token per row by `one_token`, several by `grouped_attention` (as in
     training), and its vocabulary layer is `stored`: the same but for rounding, in four fifths of the time. Without gradients."""
     if not is_lean(policy):
         yield
         return
     head, attention = policy.model.get_output_embeddings(), policy.inner.config._attn_implementation
-    ours = {layer: one_token(layer) for layer in policy.inner.model.layers}
+    ours = {layer: one_token(layer, adapted) for layer in policy.inner.model.layers}
     if "forward" not in vars(head):  # somebody else's stays
         ours[head] = stored(head.weight, head.bias)
     try:
