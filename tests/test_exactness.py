@@ -20,7 +20,7 @@ from falconlib.config import LoraConfig, ModelConfig, Profile, override
 from falconlib.errors import FalconError
 from falconlib.feedback import error_token_mask
 from falconlib.policy.fast_weights import PACKS, FastWeights, normalised_step, stored
-from falconlib.policy.generate import Row, generate
+from falconlib.policy.generate import BLOCK, Row, generate, in_blocks
 from falconlib.policy.layers import GROUPED, decoding
 from falconlib.policy.models import Policy, load_policy, tiny_model
 from falconlib.policy.score import HeadLogprobs, score
@@ -607,34 +607,135 @@ def test_a_token_read_by_the_lean_layer_equals_the_models_own(dtype, moved):
     assert torch.allclose(own, lean, atol={"float32": 1e-5, "bfloat16": 0.06}[dtype] * float(own.abs().max()))
 
 
+def attention_of(targets, r=4):
+    """A tiny model in bfloat16, its weights drawn anew, with adapters on `targets`; q, k and v of a layer; states for them."""
+    base, _, _ = tiny_model()
+    model = get_peft_model(base, PeftConfig(r=r, lora_alpha=2 * r, target_modules=targets)) if targets else base
+    generator = torch.Generator().manual_seed(0)
+    layers = [getattr(base.model.layers[1].self_attn, f"{name}_proj") for name in "qkv"]
+    getattr(layers[0], "base_layer", layers[0]).bias = torch.nn.Parameter(torch.zeros(layers[0].out_features))  # one of three
+    for p in model.to(torch.bfloat16).parameters():
+        p.data = (0.1 * torch.randn(p.shape, generator=generator)).to(p.dtype)
+    return model, layers, torch.randn(3, 1, base.config.hidden_size, generator=generator).bfloat16()
+
+
+def deltas_of(fast, tasks=2):
+    generator = torch.Generator().manual_seed(1)
+    return {n: torch.randn(d.shape, generator=generator) for n, d in fast.zeros(tasks).items()}
+
+
+def said_together(fast, layers, x, deltas=None):
+    """What layers say side by side for rows of tasks 0, 1, 0, and how often one of them was called for that."""
+    ran = []
+    with torch.no_grad(), fast.active(deltas):
+        fast.select(torch.tensor([0, 1, 0]))
+        together = fast.together(layers)
+        hooks = [layer.register_forward_pre_hook(lambda *_: ran.append(1)) for layer in layers]
+        said = together(x).float()
+    for hook in hooks:
+        hook.remove()
+    assert fast.parts == {}  # copies of weights outlive no block
+    return said, len(ran)
+
+
+def each_by_hand(fast, layers, x, deltas=None):
+    """W x + bias + s (B + delta_row) A x of each layer in float32, one row after another."""
+    names, x, said = {owner: name for name, owner in fast.owners.items()}, x.float(), []
+    for layer in layers:
+        base = getattr(layer, "base_layer", layer)
+        out = torch.nn.functional.linear(x, base.weight.float(), None if base.bias is None else base.bias.float())
+        if layer in names:
+            name, a = names[layer], layer.lora_A["default"].weight.float()
+            for row, task in enumerate((0, 1, 0)):
+                up = layer.lora_B["default"].weight.float() + (0 if deltas is None else deltas[name][task])
+                out[row] += layer.scaling["default"] * x[row] @ a.T @ up.T
+        said.append(out)
+    return torch.cat(said, -1)
+
+
+def close(one, other):
+    return torch.allclose(one, other, atol=0.02 * float(other.abs().max()))
+
+
 @pytest.mark.skipif(not PACKS, reason="no packed weights on this processor")
 @pytest.mark.parametrize("targets", [["q_proj", "k_proj", "v_proj"], ["q_proj", "v_proj"], ["o_proj"], []])
 @pytest.mark.parametrize("moved", [False, True])
 def test_layers_that_read_the_same_states_are_one_product(monkeypatch, targets, moved):
-    base, _, _ = tiny_model()
-    model = get_peft_model(base, PeftConfig(r=4, lora_alpha=8, target_modules=targets)) if targets else base
-    generator = torch.Generator().manual_seed(0)
-    attention = base.model.layers[1].self_attn
-    layers = [attention.q_proj, attention.k_proj, attention.v_proj]
-    getattr(layers[0], "base_layer", layers[0]).bias = torch.nn.Parameter(torch.zeros(layers[0].out_features))  # one of three
-    for p in model.to(torch.bfloat16).parameters():
-        p.data = (0.1 * torch.randn(p.shape, generator=generator)).to(p.dtype)
-    fast, ran = FastWeights(model), []
-    deltas = {n: torch.randn(d.shape, generator=generator) for n, d in fast.zeros(2).items()} if moved and targets else None
-    x = torch.randn(3, 1, base.config.hidden_size, generator=generator).bfloat16()
-    for layer in layers:
-        layer.register_forward_pre_hook(lambda *_: ran.append(1))
-
-    def said(packs):
+    model, layers, x = attention_of(targets)
+    fast = FastWeights(model)
+    deltas = deltas_of(fast) if moved and targets else None
+    expected = each_by_hand(fast, layers, x, deltas).detach()
+    for packs, calls in ((True, 0), (False, 3)):
         monkeypatch.setattr("falconlib.policy.fast_weights.PACKS", packs)
-        ran.clear()
-        with torch.no_grad(), fast.active(deltas):
-            fast.select(torch.tensor([0, 1, 0]))
-            return fast.together(layers)(x).float(), len(ran)
+        said, ran = said_together(fast, layers, x, deltas)
+        assert ran == calls and close(said, expected), (packs, ran)
+    monkeypatch.undo()
+    plain = all(type(layer) is torch.nn.Linear for layer in layers)
+    assert (fast.joined(layers) is not None) == plain  # outside a block adapters are peft's own
 
-    (one, none), (each, three) = said(True), said(False)
-    assert (none, three) == (0, 3) and one.shape == (3, 1, sum(layer.out_features for layer in layers))
-    assert torch.allclose(one, each, atol=0.01 * float(each.abs().max()))
+
+@pytest.mark.skipif(not PACKS, reason="no packed weights on this processor")
+@pytest.mark.parametrize("why", ["hook", "forward", "another kind of layer", "many columns"])
+def test_layers_are_read_one_by_one_where_a_product_of_all_would_say_something_else_or_take_longer(why):
+    model, layers, x = attention_of(["q_proj", "k_proj"], r=12 if why == "many columns" else 4)  # 3 x (12 + 12) of 64
+    fast, last = FastWeights(model), layers[2]
+    if why == "hook":
+        last.register_forward_hook(lambda _layer, _inputs, out: 2 * out)
+    elif why == "forward":
+        last.forward = lambda x: 2 * torch.nn.Linear.forward(last, x)
+    elif why == "another kind of layer":
+        last.__class__ = type("Twice", (torch.nn.Linear,), {"forward": lambda self, x: 2 * super(type(self), self).forward(x)})
+    deltas = deltas_of(fast)
+    expected = each_by_hand(fast, layers, x, deltas).detach()
+    if why != "many columns":
+        expected[..., -last.out_features :] *= 2
+    said, ran = said_together(fast, layers, x, deltas)
+    assert ran == 3 and close(said, expected)
+
+
+@pytest.mark.skipif(not PACKS, reason="no packed weights on this processor")
+def test_a_block_joins_layers_while_there_is_room_and_the_next_block_has_as_much(monkeypatch):
+    model, layers, x = attention_of(["q_proj", "v_proj"])
+    fast = FastWeights(model)
+    width = 2 * (4 + 4)  # of theta and one delta
+    one = (x.shape[-1] + width) * sum(layer.out_features for layer in layers)
+    monkeypatch.setattr("falconlib.policy.fast_weights.COPIED", fast.adapted + one)
+    for _ in range(2):
+        with torch.no_grad(), fast.active(deltas_of(fast, tasks=1)):
+            assert [fast.joined(layers) is None for _ in range(2)] == [False, True]
+    monkeypatch.setattr("falconlib.policy.fast_weights.COPIED", fast.adapted + one - 1)
+    with torch.no_grad(), fast.active(deltas_of(fast, tasks=1)):
+        assert fast.joined(layers) is None
+
+
+def test_one_layers_delta_alone_moves_what_is_sampled():
+    model, layers, x = attention_of(["q_proj", "v_proj"])
+    fast = FastWeights(model)
+    deltas = {name: delta if fast.owners[name] is layers[2] else 0 * delta for name, delta in deltas_of(fast).items()}
+    said, plain = (said_together(fast, layers, x, found)[0] for found in (deltas, None))
+    assert close(said, each_by_hand(fast, layers, x, deltas).detach()) and not close(said, plain)
+
+
+@pytest.mark.parametrize("first", [torch.bfloat16, torch.float32])
+def test_layers_of_two_types_are_each_sampled_in_their_own(first):
+    model, layers, x = attention_of(["q_proj", "v_proj"])
+    fast, second = FastWeights(model), torch.float32 if first == torch.bfloat16 else torch.bfloat16
+    for name, owner in fast.owners.items():  # the first adapted layer of all is a q_proj
+        owner.base_layer.to(first if "q_proj" in name else second)
+    deltas = deltas_of(fast)
+    with torch.no_grad(), fast.active(deltas):
+        fast.select(torch.tensor([0, 1, 0]))
+        assert fast.joined(layers) is None
+        for layer, kind in ((layers[0], first), (layers[2], second)):
+            said = layer(x.to(kind))
+            assert said.dtype == kind and close(said.float(), each_by_hand(fast, [layer], x, deltas)), kind
+
+
+@pytest.mark.parametrize("words", [1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK - 1])
+def test_weights_in_blocks_are_the_weights_and_zeros(words):
+    weights = torch.rand(2, words) + 1
+    blocks = in_blocks(weights).flatten(1)
+    assert torch.equal(blocks[:, :words], weights) and not blocks[:, words:].any() and blocks.shape[1] % BLOCK == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -21,7 +21,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-COPIED = 1 << 28  # [ours] adapted weights (and a head) of up to so many numbers are stored twice while sampling: 1 GB at most
+COPIED = 1 << 28  # [ours] so many numbers of weights (and of a head) are stored once more while sampling: 1 GB at most
 PACKS = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not on every processor
 Deltas = dict[str, torch.Tensor]  # name of a lora_B layer -> (tasks, out, r)
 
@@ -75,8 +75,8 @@ class Adapted(torch.autograd.Function):
 
 
 class Now:
-    """What the batch at work is of. rows: each row's task, (rows,); place: which of `Part.up` a row reads, (rows, len(up)) of 0
-    and 1; times: None, or what the gradient of its task's delta is multiplied with, (rows,)."""
+    """What the batch at work is of. rows: each row's task, (rows,); place, while sampling with deltas: what a row reads of B and
+    each task's delta, (rows, 1 + tasks) of 0 and 1; times: None, or what its task's gradient is multiplied with, (rows,)."""
 
     rows = place = torch.empty(0, dtype=torch.long)
     times: torch.Tensor | None = None
@@ -108,7 +108,8 @@ class FastWeights:
         self.owners: dict[str, Any] = {name: model.get_submodule(name.partition(".lora_B.")[0]) for name in self.layers}
         self.device = next(model.parameters()).device
         self.now = Own() if self.device.type == "cpu" else Now()
-        self.copies = sum(owner.get_base_layer().weight.numel() for owner in self.owners.values()) <= COPIED
+        self.adapted = sum(owner.get_base_layer().weight.numel() for owner in self.owners.values())
+        self.copies, self.room = self.adapted <= COPIED, 0  # room: numbers that `together` may still copy
         self.tasks, self.moved = 0, False  # of the active deltas; the first inner step starts at 0
         self.parts: dict[Any, Part] = {}  # of the adapted layers, while sampling
         self.slots: tuple[torch.Tensor, ...] = ()
@@ -123,10 +124,9 @@ class FastWeights:
     def select(self, rows: torch.Tensor) -> None:
         """Says which task (or slot, see `active`) each row of this thread's next batch belongs to: (rows,) of indices."""
         self.now.rows, self.now.times = (self.slots[0][rows], self.slots[1][rows]) if self.slots else (rows, None)
-        if self.moved:  # of the type of the products: mixed types cost a copy each time
-            kind = next(iter(self.owners.values())).get_base_layer().weight.dtype
-            place = F.one_hot(self.now.rows, self.tasks).to(kind)
-            self.now.place = place if kind == torch.float32 else F.pad(place, (1, 0), value=1.0)  # all rows read B
+        if self.moved and self.parts:  # of the type of the products: mixed types cost a copy each time
+            kind = next(iter(self.parts.values())).weight.dtype
+            self.now.place = F.pad(F.one_hot(self.now.rows, self.tasks).to(kind), (1, 0), value=1.0)  # all rows read B
 
     @contextmanager
     def active(
@@ -138,7 +138,7 @@ class FastWeights:
         (task, times) of each slot, where rows are slots: delta's gradient is then that of a loss which is so many times theirs.
         What is the same for all tokens is made when the block opens: theta must not change in it, and blocks of one model do not
         nest."""
-        self.tasks = len(next(iter(deltas.values()))) if deltas else 0
+        self.tasks, self.room = len(next(iter(deltas.values()))) if deltas else 0, COPIED - self.adapted
         self.moved = any(bool(d.any()) for d in deltas.values()) if deltas else False
         self.slots = tuple(torch.tensor(part, device=self.device) for part in zip(*slots, strict=True))
         try:
@@ -187,26 +187,37 @@ class FastWeights:
 
         def sample(x: torch.Tensor, *_args, **_kwargs) -> torch.Tensor:
             low = down(x)
-            if len(up) > 1:
-                low = (self.now.place[:, None, :, None] * low[:, :, None]).flatten(2)
+            if len(up) > 1:  # without B where that is folded
+                low = (self.now.place[:, None, -len(up) :, None].to(low.dtype) * low[:, :, None]).flatten(2)
             return times(torch.cat([x, low], -1)) if self.copies else times(x) + F.linear(low, side)
 
         return sample
 
     @torch.no_grad()
     def together(self, layers: Sequence[Any]) -> Callable[[torch.Tensor], torch.Tensor]:
-        """x -> what layers that read the same x say, side by side on the last axis: one `product` where weights are packed (the
-        zeros in it, of another layer's B and delta, take less time than a product each; in float32 they take more)."""
+        """x -> what layers that read the same x say, side by side on the last axis: by one `product` where that takes less time
+        and COPIED has room for it."""
+        part = self.joined(layers)
+        return self.product(part) if part else lambda x: torch.cat([layer(x) for layer in layers], -1)
+
+    def joined(self, layers: Sequence[Any]) -> Part | None:
+        """Layers that read the same x as one, with zeros for another layer's B and delta; None where those are wider than x or
+        weights not packed: they would take more time than a product each."""
         plain = [x for x in layers if x not in self.parts]
-        packed = PACKS and self.copies and layers[0].weight.dtype == torch.bfloat16
-        if not packed or any(type(x) is not nn.Linear or "forward" in vars(x) for x in plain):
-            return lambda x: torch.cat([layer(x) for layer in layers], -1)
+        hooks = any(x._forward_hooks or x._forward_pre_hooks for x in layers)
+        if not PACKS or hooks or any(type(x) is not nn.Linear or "forward" in vars(x) for x in plain):
+            return None
         count = max(len(self.parts[x].up) if x in self.parts else 0 for x in layers)
         known = {x: Part(x.weight, x.bias, x.weight[:0], [x.weight.T[:0]] * count) for x in plain} | self.parts
         parts = [known[layer] for layer in layers]
+        width, wide = parts[0].weight.shape[1], count * sum(len(p.down) for p in parts)
+        size = (width + wide) * sum(len(p.weight) for p in parts)
+        if wide > width or size > self.room or any(p.weight.dtype != torch.bfloat16 for p in parts):
+            return None
+        self.room -= size
         bias = [p.weight.new_zeros(len(p.weight)) if p.bias is None else p.bias for p in parts]
         up = [torch.block_diag(*column) for column in zip(*(p.up for p in parts), strict=True)]
-        return self.product(Part(torch.cat([p.weight for p in parts]), torch.cat(bias), torch.cat([p.down for p in parts]), up))
+        return Part(torch.cat([p.weight for p in parts]), torch.cat(bias), torch.cat([p.down for p in parts]), up)
 
 
 def stored(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
